@@ -1,0 +1,41 @@
+# make demo      the main job, on data that ships with scikit-learn
+# make test      the tests that take seconds each
+# make test-all  all tests
+# make lint      ruff, mypy, import-linter
+# Everything runs in .venv, which is made on first use; a changed kernel is rebuilt on the way.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip
+KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
+
+# One thread in each of a few processes is faster than many threads in one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+.PHONY: demo test test-all lint
+
+demo: .venv/.ready
+	$(BIN)/fairkernels demo
+
+test: .venv/.ready
+	$(PYTEST) -m "not slow" tests
+
+test-all: .venv/.ready
+	$(PYTEST) tests
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The build takes the headers of the installed torch, hence torch first.
+.venv/.environment: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt ninja pybind11 setuptools wheel
+	touch $@
+
+.venv/.ready: .venv/.environment pyproject.toml setup.py $(KERNELS)
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $@

@@ -1,0 +1,207 @@
+// The symmetry penalty summed over all unordered pairs of classes, and its derivative (Sy-FAR, arXiv 2509.12939).
+// Bound by memory: K * K rates are read once, and the backward writes as many; about 15 operations for a pair. C_ij and C_ji
+// lie far apart, so pairs are visited in tiles: 32 x 32 rates and the transpose of their mirror image, side by side.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "support/elements.h"
+#include "support/lanes.h"
+#include "support/pair_penalty.h"
+#include "support/platform.h"
+
+namespace fairkernels {
+
+constexpr int64_t kTile = 32;
+
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+// The pairs (first_row + i, first_column + j) with i < rows, j < columns, and above the diagonal. Rows are padded to whole
+// lanes, with columns that are not active.
+template <typename Real>
+struct PairTile {
+  int64_t first_row;
+  int64_t first_column;
+  int64_t rows;
+  int64_t columns;
+  alignas(64) Real forward[kTile][kTile];   // C_ij, later the derivative by it
+  alignas(64) Real backward[kTile][kTile];  // C_ji, later the derivative by it
+  alignas(64) Real row_active[kTile];       // 1 or 0
+  alignas(64) Real column_active[kTile];
+
+  bool diagonal() const { return first_row == first_column; }
+};
+
+// Sum over the active pairs of one tile, rows in fp32 or fp64, their totals in double. On the diagonal, columns are struck
+// off as the rows reach them.
+template <typename Real>
+FK_INLINE double tile_penalty_body(PairTile<Real>& tile, Real eps) {
+  double total = 0;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (tile.diagonal()) {
+      tile.column_active[i] = 0;
+    }
+    const Real* forward = tile.forward[i];
+    const Real* backward = tile.backward[i];
+    const Real* active = tile.column_active;
+    const Real sum = lane_sum<Real>(padded(tile.columns), [=](int64_t j) {
+      const Real value = pair_penalty(forward[j], backward[j], eps).value;
+      return active[j] != 0 ? value : Real(0);
+    });
+    total += tile.row_active[i] != 0 ? sum : Real(0);
+  }
+  return total;
+}
+
+// The same, leaving `scale` times the derivatives in place of the rates; 0 where a pair is not active.
+template <typename Real>
+FK_INLINE double tile_slopes_body(PairTile<Real>& tile, Real eps, Real scale) {
+  double total = 0;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    if (tile.diagonal()) {
+      tile.column_active[i] = 0;
+    }
+    Real* forward = tile.forward[i];
+    Real* backward = tile.backward[i];
+    const Real* active = tile.column_active;
+    const Real row_active = tile.row_active[i];
+    const Real sum = lane_sum<Real>(padded(tile.columns), [=](int64_t j) {
+      const PairPenalty<Real> pair = pair_penalty(forward[j], backward[j], eps);
+      const bool charged = row_active * active[j] != 0;
+      forward[j] = charged ? scale * pair.by_forward : Real(0);
+      backward[j] = charged ? scale * pair.by_backward : Real(0);
+      return charged ? pair.value : Real(0);
+    });
+    total += sum;
+  }
+  return total;
+}
+
+FK_CLONES static double tile_penalty(PairTile<float>& tile, float eps) {
+  return tile_penalty_body(tile, eps);
+}
+
+FK_CLONES static double tile_penalty(PairTile<double>& tile, double eps) {
+  return tile_penalty_body(tile, eps);
+}
+
+FK_CLONES static double tile_slopes(PairTile<float>& tile, float eps, float scale) {
+  return tile_slopes_body(tile, eps, scale);
+}
+
+FK_CLONES static double tile_slopes(PairTile<double>& tile, double eps, double scale) {
+  return tile_slopes_body(tile, eps, scale);
+}
+
+template <typename Real>
+void transpose(const Real (&from)[kTile][kTile], int64_t rows, int64_t columns, Real (&to)[kTile][kTile]) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      to[j][i] = from[i][j];
+    }
+  }
+}
+
+template <typename T, typename Real>
+void load_tile(const Matrix<const T>& rates, const Real* active, PairTile<Real>& tile) {
+  alignas(64) Real mirror[kTile][kTile];
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t at = (tile.first_row + i) * rates.row_stride + tile.first_column * rates.column_stride;
+    load(rates.data + at, rates.column_stride, tile.columns, tile.forward[i]);
+  }
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    const int64_t at = (tile.first_column + j) * rates.row_stride + tile.first_row * rates.column_stride;
+    load(rates.data + at, rates.column_stride, tile.rows, mirror[j]);
+  }
+  transpose(mirror, tile.columns, tile.rows, tile.backward);
+  std::copy_n(active + tile.first_row, tile.rows, tile.row_active);
+  std::copy_n(active + tile.first_column, tile.columns, tile.column_active);
+  std::fill(tile.column_active + tile.columns, tile.column_active + kTile, Real(0));
+}
+
+// A tile on the diagonal holds both derivatives of its pairs; below the diagonal it holds rates, which are overwritten.
+template <typename Real>
+void fold_diagonal(PairTile<Real>& tile) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    tile.forward[i][i] = 0;
+    for (int64_t j = 0; j < i; ++j) {
+      tile.forward[i][j] = tile.backward[j][i];
+    }
+  }
+}
+
+template <typename T, typename Real>
+void store_tile(PairTile<Real>& tile, const Matrix<T>& slopes) {
+  if (tile.diagonal()) {
+    fold_diagonal(tile);
+  }
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    store_run(tile.forward[i], tile.columns, slopes.data + (tile.first_row + i) * slopes.row_stride + tile.first_column);
+  }
+  if (tile.diagonal()) {
+    return;
+  }
+  alignas(64) Real mirror[kTile][kTile];
+  transpose(tile.backward, tile.rows, tile.columns, mirror);
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    store_run(mirror[j], tile.rows, slopes.data + (tile.first_column + j) * slopes.row_stride + tile.first_row);
+  }
+}
+
+inline int64_t tile_rows(int64_t classes) {
+  return (classes + kTile - 1) / kTile;
+}
+
+// Calls function(tile) for the tiles of one row of tiles, from the diagonal on, their rates loaded.
+template <typename T, typename Real, typename Function>
+void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t tile_row, const Function& function) {
+  PairTile<Real> tile{};
+  tile.first_row = tile_row * kTile;
+  tile.rows = std::min(kTile, classes - tile.first_row);
+  for (tile.first_column = tile.first_row; tile.first_column < classes; tile.first_column += kTile) {
+    tile.columns = std::min(kTile, classes - tile.first_column);
+    load_tile(rates, active, tile);
+    function(tile);
+  }
+}
+
+// The penalty of one row of tiles; these are added in order, for the same bits on any number of threads.
+template <typename T, typename Real>
+double tile_row_penalty(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, int64_t tile_row) {
+  double total = 0;
+  for_each_tile(rates, classes, active, tile_row, [&](PairTile<Real>& tile) { total += tile_penalty(tile, eps); });
+  return total;
+}
+
+// The same, and `scale` times its derivatives by the rates, (i, j) and (j, i). Columns of `slopes` lie side by side; it may be
+// `rates` itself, because a tile and its mirror image are read before they are written and belong to no other tile.
+template <typename T, typename Real, typename Out>
+double tile_row_slopes(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, Real scale, int64_t tile_row,
+                       const Matrix<Out>& slopes) {
+  double total = 0;
+  for_each_tile(rates, classes, active, tile_row, [&](PairTile<Real>& tile) {
+    total += tile_slopes(tile, eps, scale);
+    store_tile(tile, slopes);
+  });
+  return total;
+}
+
+// Without counts a class is present if its row sum is not 0; NaN is not 0.
+template <typename T, typename Real>
+void present_by_row_sum(const Matrix<const T>& rates, int64_t classes, Real* active) {
+  std::vector<Real> row(classes);
+  for (int64_t i = 0; i < classes; ++i) {
+    load(rates.data + i * rates.row_stride, rates.column_stride, classes, row.data());
+    active[i] = std::accumulate(row.begin(), row.end(), Real(0)) != 0;
+  }
+}
+
+}  // namespace fairkernels

@@ -1,0 +1,87 @@
+// The symmetry gap of a batch straight from its logits (Sy-FAR, arXiv 2509.12939), without a K x K matrix: only the P <=
+// min(B, K) classes that occur have a row, and unless absent classes are charged only they have a column.
+// Bound by the exp of the B * K logits; the P * P pairs cost about 15 operations each. Memory: O(K) for each thread, and the
+// matrix of coefficients dL/dC, in which the rates are first summed and then replaced by what the backward needs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "cpu/class_order.h"
+#include "cpu/soft_confusion.h"
+#include "cpu/symmetry_gap.h"
+#include "support/pair_penalty.h"
+
+namespace fairkernels {
+
+// Penalties of one present class against the absent ones, whose rows are 0: pairs (C_ik, 0). Their derivatives by C_ik
+// replace the rates; entries of present classes are worthless afterwards.
+template <typename Real>
+FK_INLINE double absent_pairs_body(Real* rates, const Real* absent, int64_t classes, Real eps, Real scale) {
+  const auto charge = [=](int64_t k) {
+    const PairPenalty<Real> pair = pair_penalty(rates[k], Real(0), eps);
+    rates[k] = scale * pair.by_forward;
+    return absent[k] != 0 ? pair.value : Real(0);
+  };
+  const int64_t whole = classes / kLanes * kLanes;
+  double total = blocked_sum<Real>(whole, charge);
+  for (int64_t k = whole; k < classes; ++k) {
+    total += charge(k);
+  }
+  return total;
+}
+
+FK_CLONES static double absent_pairs(float* rates, const float* absent, int64_t classes, float eps, float scale) {
+  return absent_pairs_body(rates, absent, classes, eps, scale);
+}
+
+FK_CLONES static double absent_pairs(double* rates, const double* absent, int64_t classes, double eps, double scale) {
+  return absent_pairs_body(rates, absent, classes, eps, scale);
+}
+
+template <typename Real>
+std::vector<int64_t> present_classes(const ClassOrder<Real>& order) {
+  std::vector<int64_t> present;
+  for (int64_t label = 0; label < order.classes; ++label) {
+    if (order.present(label)) {
+      present.push_back(label);
+    }
+  }
+  return present;
+}
+
+// The columns of the present classes of a row of all classes, and back.
+template <typename From, typename Real>
+void gather(const From* row, const std::vector<int64_t>& present, double factor, Real* compact) {
+  for (size_t j = 0; j < present.size(); ++j) {
+    compact[j] = static_cast<Real>(row[present[j]] * factor);
+  }
+}
+
+template <typename Real>
+void scatter(const Real* compact, const std::vector<int64_t>& present, Real* row) {
+  for (size_t j = 0; j < present.size(); ++j) {
+    row[present[j]] = compact[j];
+  }
+}
+
+// Rates of the present classes [begin, end), a row for each: among each other if `compact`, else towards every class.
+template <typename T>
+void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present, bool compact,
+               int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
+  ClassSum<T> class_sum(logits);
+  for (int64_t i = begin; i < end; ++i) {
+    const double* total = class_sum(order, present[i]);
+    const double factor = inverse_count(order.count[present[i]]);
+    Accumulator<T>* row = rates.data + i * rates.row_stride;
+    if (compact) {
+      gather(total, present, factor, row);
+    } else {
+      scale_row(total, factor, order.classes, row);
+    }
+  }
+}
+
+}  // namespace fairkernels

@@ -1,0 +1,22 @@
+// What the compiler is told beyond C++: where code runs, and which instruction sets it is compiled for.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FK_HOST_DEVICE __host__ __device__
+#else
+#define FK_HOST_DEVICE
+#endif
+
+#if defined(_MSC_VER)
+#define FK_INLINE __forceinline
+#else
+#define FK_INLINE inline __attribute__((always_inline))
+#endif
+
+// A function marked FK_CLONES is compiled once per instruction set and bound to the best one at load time; whatever it
+// calls must be FK_INLINE to be compiled along with it. The clones are plain functions: gcc 12 drops clones of templates.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define FK_CLONES [[maybe_unused]] __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FK_CLONES [[maybe_unused]]
+#endif

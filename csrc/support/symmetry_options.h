@@ -1,0 +1,42 @@
+// The options that symmetry_gap and symmetry_loss share.
+#pragma once
+
+#include <string>
+
+#include "support/tensor.h"
+
+namespace fairkernels {
+
+enum class Absent { ignore, zero };
+enum class Reduction { sum, mean };
+
+inline Absent take_absent(StringHandle handle) {
+  const std::string name = take_string(handle);
+  require(name == "ignore" || name == "zero", "absent must be ignore or zero, got ", name);
+  return name == "ignore" ? Absent::ignore : Absent::zero;
+}
+
+inline Reduction take_reduction(StringHandle handle) {
+  const std::string name = take_string(handle);
+  require(name == "sum" || name == "mean", "reduction must be sum or mean, got ", name);
+  return name == "sum" ? Reduction::sum : Reduction::mean;
+}
+
+struct SymmetryOptions {
+  SymmetryOptions(StringHandle absent_name, StringHandle reduction_name)
+      : absent(take_absent(absent_name)), reduction(take_reduction(reduction_name)) {}
+
+  // What the sum over the pairs of `active` classes is multiplied by; the mean over no pairs is 0.
+  double scale(double active) const {
+    const double pairs = active * (active - 1) / 2;
+    if (reduction == Reduction::sum) {
+      return 1;
+    }
+    return pairs > 0 ? 1 / pairs : 0;
+  }
+
+  Absent absent;
+  Reduction reduction;
+};
+
+}  // namespace fairkernels

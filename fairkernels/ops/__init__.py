@@ -1,0 +1,1 @@
+"""The operators: their table, their references and kernels, the choice between them, their derivatives."""

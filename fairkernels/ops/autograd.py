@@ -1,0 +1,239 @@
+"""From the table to callable, differentiable, compilable operators.
+
+Every operator gets one ``torch.autograd.Function`` (public as ``fairkernels.autograd.<Operator>``) and one registered
+op ``torch.ops.fairkernels.<operator>``. ``run`` is the one entrance: in eager it goes through the Function, under
+``torch.compile`` and ``torch.export`` through the registered op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .schema import NAMESPACE, OPERATORS, Operator
+
+_functorch_is_active = torch._C._are_functorch_transforms_active
+
+
+def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
+    """All results of an operator; the first carries the gradient. What is forced here is forced in backward, too."""
+    backend = dispatch.forced_backend(backend)
+    if torch.compiler.is_compiling():
+        return run_registered(name, args, backend)
+    operator = OPERATORS[name]
+    if _functorch_is_active() or (
+        torch.is_grad_enabled() and any(arg.requires_grad for arg in args[: operator.differentiable])
+    ):
+        return FUNCTIONS[name].apply(*args, backend)
+    with torch.no_grad():
+        return dispatch.forward(operator, args, backend)
+
+
+def run_registered(name: str, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
+    if _functorch_is_active():
+        raise RuntimeError(
+            f"fairkernels {name}: torch.compile of a torch.func transform ignores custom backwards and would give "
+            "wrong gradients; apply torch.func to the compiled function instead, or leave one of them out"
+        )
+    operator = OPERATORS[name]
+    if not operator.differentiable:
+        args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+    results = getattr(getattr(torch.ops, NAMESPACE), name)(*args, backend=backend)
+    return results if isinstance(results, tuple) else (results,)
+
+
+# --- one Function class an operator -------------------------------------------------------------------------------
+
+
+def call_and_backend(operator: Operator, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:
+    """The arguments of ``Function.apply``: those of the operator and, where it was given, a backend behind them."""
+    count = len(operator.argument_names)
+    return args[:count], dispatch.forced_backend(args[count] if len(args) > count else None)
+
+
+def save(ctx: Any, operator: Operator, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    """Keep the call for backward: tensors the way autograd wants them kept, the rest as it is."""
+    args, ctx.backend = call_and_backend(operator, args)
+    ctx.set_materialize_grads(False)
+    if not operator.differentiable:
+        ctx.mark_non_differentiable(*results)
+        return
+    ctx.mark_non_differentiable(*results[1:])
+    ctx.rest = [None if isinstance(arg, Tensor) else arg for arg in args]
+    ctx.places = [place for place, arg in enumerate(args) if isinstance(arg, Tensor)]
+    ctx.save_for_backward(*(args[place] for place in ctx.places), *results[1:])
+
+
+def saved_call(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    """The arguments of the call and its further results."""
+    tensors = ctx.saved_tensors
+    args = list(ctx.rest)
+    for place, tensor in zip(ctx.places, tensors, strict=False):
+        args[place] = tensor
+    return tuple(args), tensors[len(ctx.places) :]
+
+
+def gradients(ctx: Any, operator: Operator, grad: Tensor | None, kernel: Callable[..., Any]) -> tuple[Any, ...]:
+    """One gradient an argument. A kernel is not differentiable: where a second derivative may follow, the reference."""
+    nothing = (None,) * len(ctx.needs_input_grad)
+    if grad is None or not operator.differentiable:
+        return nothing
+    args, further = saved_call(ctx)
+    if torch.is_grad_enabled():
+        grads = dispatch.reference_backward(operator, grad, args)
+    else:
+        grads = kernel(operator, grad, args, further, ctx.backend)
+    return (*grads, *nothing[len(grads) :])
+
+
+def vmap_rule(operator: Operator, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The batch rule: a further leading dimension of every tensor where the operator has such, a loop where not."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def lifted(arg: Any, dim: int | None) -> Any:
+            if not isinstance(arg, Tensor):
+                return arg
+            return arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+
+        full = [lifted(arg, dim) for arg, dim in zip(args, in_dims, strict=False)]
+        if operator.batched:
+            results = call(*full)
+        else:
+            slices = [
+                call(*(arg[i] if isinstance(arg, Tensor) else arg for arg in full)) for i in range(info.batch_size)
+            ]
+            results = tuple(torch.stack(parts) for parts in zip(*slices, strict=True))
+        return results, (0,) * len(results)
+
+    return rule
+
+
+def make_function(operator: Operator) -> type[torch.autograd.Function]:
+    """The Function of one operator: old style in eager, the cheapest; ``setup_context`` style under functorch."""
+
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return dispatch.forward(operator, *call_and_backend(operator, args))
+
+    def forward_and_save(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        results = forward(*args)
+        save(ctx, operator, args, results)
+        return results
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        save(ctx, operator, inputs, output)
+
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return gradients(ctx, operator, grad, dispatch.backward)
+
+    def apply(cls: type, *args: Any) -> Any:
+        if _functorch_is_active():
+            return under_functorch.apply(*args)
+        return super(function, cls).apply(*args)
+
+    under_functorch = new_class(
+        operator,
+        forward=forward,
+        setup_context=setup_context,
+        backward=backward,
+        vmap=vmap_rule(operator, lambda *args: under_functorch.apply(*args)),
+    )
+    function = new_class(operator, forward=forward_and_save, backward=backward)
+    function.apply = classmethod(apply)
+    return function
+
+
+def new_class(operator: Operator, **methods: Callable[..., Any]) -> Any:
+    signature = ", ".join((*operator.argument_names, "backend=None"))
+    text = (
+        f"``apply({signature})``, positional -> ``({', '.join(operator.results)})``.\n\n"
+        f"What :func:`fairkernels.functional.{operator.name}` calls: every tensor carries the full leading batch "
+        "dimensions, the first result carries the gradient."
+    )
+    static = {name: staticmethod(method) for name, method in methods.items()}
+    return type(operator.function_name, (torch.autograd.Function,), {**static, "__doc__": text})
+
+
+FUNCTIONS: dict[str, type[torch.autograd.Function]] = {
+    name: make_function(operator) for name, operator in OPERATORS.items()
+}
+
+
+# --- one registered op an operator --------------------------------------------------------------------------------
+
+_definitions = torch.library.Library(NAMESPACE, "DEF")
+
+
+def register(operator: Operator) -> None:
+    """Define the op with kernels for CPU and CUDA tensors, fake, autograd and vmap rule; its backward likewise."""
+    name, qualified = operator.name, f"{NAMESPACE}::{operator.name}"
+    results = ", ".join("Tensor" for _ in operator.results)
+
+    def kernel(*args: Any, backend: str | None = None) -> Any:
+        outputs = dispatch.forward(operator, args, dispatch.forced_backend(backend))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    define(f"{name}({operator.arguments}, *, str? backend=None) -> ({results})", kernel)
+    torch.library.register_fake(qualified, without_backend(operator.fake), lib=_definitions)
+    if operator.differentiable:
+        register_backward(operator)
+    call = getattr(torch.ops.fairkernels, name)
+    as_tuple = vmap_rule(operator, lambda *args: results_of(call(*args)))
+    torch.library.register_vmap(qualified, lambda info, dims, *args, **_: one_or_all(*as_tuple(info, dims, *args)))
+
+
+def register_backward(operator: Operator) -> None:
+    name = f"{operator.name}_backward"
+    count, leading = len(operator.argument_names), operator.differentiable
+
+    def kernel(grad: Tensor, *args: Any, backend: str | None = None) -> Any:
+        grads = dispatch.backward(operator, grad, args[:count], args[count:], dispatch.forced_backend(backend))
+        return grads if len(grads) > 1 else grads[0]
+
+    def fake(grad: Tensor, *args: Any, **_: Any) -> Any:
+        grads = tuple(arg.new_empty(arg.shape) for arg in args[:leading])
+        return grads if leading > 1 else grads[0]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+        save(ctx, operator, (*inputs, keyword_only_inputs["backend"]), results_of(output))  # forced stays forced
+
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return gradients(ctx, operator, grad, registered_backward)
+
+    def registered_backward(operator: Operator, grad: Tensor, args: Any, further: Any, backend: str | None) -> Any:
+        op = getattr(torch.ops.fairkernels, name)
+        return results_of(op(grad, *args, *further, backend=backend))
+
+    define(
+        f"{name}({operator.backward_arguments}, *, str? backend=None) -> ({', '.join(['Tensor'] * leading)})",
+        kernel,
+    )
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_definitions)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{operator.name}", backward, setup_context=setup_context, lib=_definitions
+    )
+
+
+def define(schema: str, kernel: Callable[..., Any]) -> None:
+    _definitions.define(schema)
+    for key in ("CPU", "CUDA"):
+        _definitions.impl(schema.partition("(")[0], kernel, key)
+
+
+def without_backend(fake: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, backend=None: fake(*args)
+
+
+def results_of(output: Any) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def one_or_all(results: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[Any, Any]:
+    return (results, dims) if len(results) > 1 else (results[0], dims[0])
+
+
+for _operator in OPERATORS.values():
+    register(_operator)

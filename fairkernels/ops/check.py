@@ -1,0 +1,120 @@
+"""Checks of arguments: each names the argument, says what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def floating(value: Any, name: str) -> None:
+    tensor(value, name)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
+
+
+def integers(value: Any, name: str) -> None:
+    tensor(value, name)
+    if value.dtype not in INTEGERS:
+        raise TypeError(f"{name} must hold integers (class indices), got {value.dtype}")
+
+
+def logits(value: Any, name: str = "logits") -> None:
+    floating(value, name)
+    if value.dim() < 2 or value.shape[-1] == 0:
+        raise ValueError(f"{name} must be [..., B, K] with K >= 1, got {shape(value)}")
+
+
+def square(value: Any, name: str) -> None:
+    matrix(value, name)
+    if value.shape[-1] != value.shape[-2]:
+        raise ValueError(f"{name} must be [..., K, K], got {shape(value)}")
+
+
+def matrix(value: Any, name: str) -> None:
+    floating(value, name)
+    if value.dim() < 2:
+        raise ValueError(f"{name} must be [..., M, N], got {shape(value)}")
+
+
+def same_device(value: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name} ({other.device}), got {value.device}")
+
+
+def detached(value: Tensor, name: str) -> None:
+    if value.requires_grad:
+        raise ValueError(f"{name} carries no gradient here; pass {name}.detach(), got a tensor that requires grad")
+
+
+def non_negative(value: Any, name: str) -> None:
+    number(value, name)
+    if not value >= 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def positive(value: Any, name: str) -> None:
+    number(value, name)
+    if not value > 0:
+        raise ValueError(f"{name} must be > 0, got {value}")
+
+
+def number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def integer(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def option(value: Any, name: str, options: Sequence[Any]) -> None:
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def shape(value: Tensor) -> str:
+    return str(list(value.shape))
+
+
+def class_labels(value: Any, name: str, scores: Tensor, scores_name: str = "logits") -> Tensor:
+    """Labels ``[..., B]`` or ``[B]`` (shared) as int64 ``[..., B]``."""
+    integers(value, name)
+    same_device(value, name, scores, scores_name)
+    if value.dtype != torch.int64:
+        value = value.to(torch.int64)
+    return rows(value, name, scores, scores_name)
+
+
+def rows(value: Tensor, name: str, scores: Tensor, scores_name: str = "logits") -> Tensor:
+    """One value a row of the scores ``[..., B, K]``: ``[..., B]``, or ``[B]`` for all problems alike."""
+    expected = scores.shape[:-1]
+    if value.shape == expected:
+        return value
+    if value.shape != expected[-1:]:
+        wanted = f"{list(expected)} or {list(expected[-1:])}" if len(expected) > 1 else f"{list(expected)}"
+        raise ValueError(f"{name} must be {wanted} ({scores_name} is {shape(scores)}), got {shape(value)}")
+    return value.expand(expected)
+
+
+def side_values(value: Any, name: str, expected: Sequence[int], beside: Tensor, beside_name: str) -> Tensor:
+    """A floating tensor without gradient that broadcasts over leading dimensions: expanded to ``expected``."""
+    floating(value, name)
+    same_device(value, name, beside, beside_name)
+    detached(value, name)
+    if value.shape == tuple(expected):
+        return value
+    if value.shape != tuple(expected[-1:]):
+        raise ValueError(f"{name} must be {list(expected)} or {list(expected[-1:])}, got {shape(value)}")
+    return value.expand(tuple(expected))

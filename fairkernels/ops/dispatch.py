@@ -1,0 +1,210 @@
+"""THE choice of a backend, and the call of what was chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import library
+from .schema import NAMESPACE, OPERATORS, Operator
+
+Backend = Literal["native", "triton", "reference"]
+
+BACKENDS: tuple[Backend, ...] = ("native", "triton", "reference")
+"""In the order of preference."""
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
+
+_environment: str | None = os.environ.get("FAIRKERNELS_BACKEND") or None
+_scoped: str | None = None  # a plain global: torch.compile sees it change, a ContextVar or a thread's local it does not
+
+
+# --- which backend ------------------------------------------------------------------------------------------------
+
+
+def check_backend(name: str | None) -> None:
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))} or None, got {name!r}")
+
+
+@contextlib.contextmanager
+def use_backend(name: Backend | None) -> Iterator[None]:
+    """Every call inside runs on this backend or raises; ``backend=`` of a call goes before it.
+
+    ``None`` gives the choice back to the dispatcher. The scope holds for all threads of the process.
+
+    Raises:
+        ValueError: if ``name`` is no backend.
+    """
+    global _scoped
+    check_backend(name)
+    before, _scoped = _scoped, name
+    try:
+        yield
+    finally:
+        _scoped = before
+
+
+def forced_backend(argument: str | None) -> str | None:
+    """The backend somebody asked for: the argument, else the scope, else ``FAIRKERNELS_BACKEND``."""
+    return argument or _scoped or _environment
+
+
+def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -> str | None:
+    """Why this backend can not run the operator on such tensors, or None if it can."""
+    if backend == "reference":
+        return None
+    if backend not in operator.kernels:
+        return f"there is no {backend} kernel of {operator.name} yet"
+    if backend == "native" and library.MISSING:
+        return library.MISSING
+    if device != "cpu":
+        return f"there are no {backend} kernels for {device} tensors in this build"
+    if dtype not in KERNEL_DTYPES:
+        return f"{backend} kernels take {', '.join(str(known) for known in KERNEL_DTYPES)}, not {dtype}"
+    return None
+
+
+@cache
+def choose(name: str, device: str, dtype: torch.dtype, forced: str | None) -> Backend:
+    """The backend that runs; a forced one runs or raises with the reason, it never falls back."""
+    check_backend(forced)
+    operator = OPERATORS[name]
+    if forced is None:
+        return next(backend for backend in BACKENDS if can_run(backend, operator, device, dtype) is None)
+    reason = can_run(forced, operator, device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"backend {forced!r} was asked for {name}, but {reason}")
+    return forced  # type: ignore[return-value]
+
+
+def explain(op: str | Callable[..., Any], *tensors: Tensor) -> str:
+    """Which backend runs an operator on these tensors, and why not the others.
+
+    Args:
+        op: name of the operator, or its function in ``fairkernels.functional``.
+        tensors: the tensors of the call, the differentiable one first; without any, float32 on the CPU is meant.
+
+    Returns:
+        One line for the choice and one for every backend.
+
+    Raises:
+        ValueError: if there is no such operator.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPERATORS:
+        raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {name!r}")
+    first = tensors[0] if tensors else torch.empty(0)
+    device, dtype = first.device.type, first.dtype
+    forced = forced_backend(None)
+
+    lines = []
+    for backend in BACKENDS:
+        reason = can_run(backend, OPERATORS[name], device, dtype)
+        lines.append(f"  {backend:<10} {'can run' if reason is None else 'can not run: ' + reason}")
+    try:
+        choice: str = choose(name, device, dtype, forced)
+    except RuntimeError as error:
+        choice = f"nothing: {error}"
+    by = f" (forced: {forced})" if forced else ""
+    return "\n".join([f"{name} on {device} {str(dtype).removeprefix('torch.')}: {choice}{by}", *lines])
+
+
+# --- the call -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def native_op(name: str) -> Callable[..., Any]:
+    return getattr(getattr(torch.ops, NAMESPACE), f"_{name}_native").default
+
+
+def forward(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
+    """All results of an operator, from the chosen backend; nothing of it is recorded for autograd."""
+    first = args[0]
+    chosen = choose(operator.name, first.device.type, first.dtype, backend)
+    if chosen == "native":
+        return call_native(operator.name, args) if operator.batched else step_native(operator, args)
+    check_classes(operator, args)
+    with torch.no_grad():
+        return conform(operator, args, operator.compute_reference(*args))
+
+
+def backward(
+    operator: Operator, grad: Tensor, args: tuple[Any, ...], saved: tuple[Tensor, ...], backend: str | None
+) -> tuple[Tensor, ...]:
+    """Gradients of the leading differentiable arguments, from the chosen backend; not differentiable again."""
+    first = args[0]
+    chosen = choose(operator.name, first.device.type, first.dtype, backend)
+    if chosen == "native":
+        return call_native(f"{operator.name}_backward", (grad, *args, *saved))
+    with torch.no_grad():
+        return tuple(gradient.contiguous() for gradient in reference_backward(operator, grad, args))
+
+
+def reference_backward(operator: Operator, grad: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Gradients by plain PyTorch, themselves differentiable in the arguments and in the upstream gradient."""
+    leading, rest = args[: operator.differentiable], args[operator.differentiable :]
+    pullback = torch.func.vjp(lambda *inputs: operator.compute_reference(*inputs, *rest)[0], *leading)[1]
+    return tuple(pullback(grad))
+
+
+def call_native(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    try:
+        results = native_op(name)(*args)
+    except RuntimeError as error:
+        raise documented(error) from None
+    return results if isinstance(results, tuple) else (results,)
+
+
+def step_native(operator: Operator, args: tuple[Any, ...], out: Tensor | None = None) -> tuple[Tensor, ...]:
+    """An operator that writes elementwise into a tensor of its first argument's shape."""
+    out = operator.fake(*args) if out is None else out
+    call_native(operator.name, (*args, out))
+    return (out,)
+
+
+def documented(error: RuntimeError) -> Exception:
+    """Operators raise RuntimeError (all that the stable ABI can); a label out of range is documented as IndexError."""
+    _, marker, text = str(error).partition("IndexError: ")
+    return IndexError(text.partition("\n")[0]) if marker else error
+
+
+def check_classes(operator: Operator, args: tuple[Any, ...]) -> None:
+    """The check of the labels that kernels make themselves; on a GPU nobody waits for it, the result is NaN."""
+    if operator.name == "confusion_counts":
+        predictions, labels, num_classes, ignore_index = args
+    elif "labels" in operator.argument_names:
+        predictions, labels, num_classes = None, args[1], args[0].shape[-1]
+        ignore_index = args[operator.argument_names.index("ignore_index")]
+    else:
+        return
+    if labels.device.type != "cpu":
+        return
+    kept = labels != ignore_index
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        if classes is None:
+            continue
+        wrong = kept & ((classes < 0) | (classes >= num_classes))
+        if wrong.any():
+            where = wrong.nonzero()[0].tolist()
+            raise IndexError(
+                f"{name}{where} is {classes[tuple(where)].item()}, expected a class in [0, {num_classes}) "
+                f"or ignore_index {ignore_index}"
+            )
+
+
+def conform(operator: Operator, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The reference's results in the layout of the fake; what only a backward kernel reads is filled with zeros."""
+    if not operator.batched:
+        return (operator.fake(*args).copy_(results[0]),)
+    results = tuple(result.contiguous() for result in results)
+    if len(results) == len(operator.results):
+        return results
+    promised = operator.fake(*args)
+    return results + tuple(extra.zero_() for extra in promised[len(results) :])

@@ -1,0 +1,58 @@
+"""Shape, dtype and layout of every operator's results: what kernels and references promise."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def accumulator(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def soft_confusion(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    *problems, _batch, classes = logits.shape
+    return logits.new_empty((*problems, classes, classes)), accumulator(logits, *problems, classes)
+
+
+def per_matrix(matrix: Tensor, *_: Any) -> Tensor:
+    return matrix.new_empty(matrix.shape[:-2])
+
+
+def symmetry_loss(
+    logits: Tensor, labels: Tensor, sample_weight: Tensor | None, eps: float, absent: str, *_: Any
+) -> tuple[Tensor, Tensor]:
+    *problems, batch, classes = logits.shape
+    rows = torch.sym_min(batch, classes)
+    columns = rows if absent == "ignore" else classes
+    return logits.new_empty(problems), accumulator(logits, *problems, rows, columns)
+
+
+def spectral_norm(matrix: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *problems, rows, columns = matrix.shape
+    return (
+        matrix.new_empty(problems),
+        accumulator(matrix, *problems, rows),
+        accumulator(matrix, *problems, columns),
+    )
+
+
+def spectral_loss(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *problems, _batch, classes = logits.shape
+    vector = accumulator(logits, *problems, classes)
+    return logits.new_empty(problems), vector, torch.empty_like(vector)
+
+
+def fair_cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *problems, _batch, classes = logits.shape
+    size = classes if args[-1] else 0
+    parts = [accumulator(logits, *problems) for _ in range(3)]
+    return logits.new_empty(problems), *parts, accumulator(logits, *problems, size, size)  # type: ignore[return-value]
+
+
+def like_first(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int, *_: Any) -> Tensor:
+    return predictions.new_empty((*predictions.shape[:-1], num_classes, num_classes))

@@ -1,0 +1,246 @@
+"""Sample inputs of every operator: what tests, the self-test and benchmarks call it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call ``fairkernels.functional.<operator>(*args, **kwargs)``."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    smooth: bool = True
+    """Derivatives exist here and finite differences find them (no ties, no NaN, no saturated softmax)."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Random tensors of one dtype on one device, the same ones every time."""
+
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    seed: int = 0
+
+    @property
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
+        return values.to(self.device, self.dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
+
+    def classes(self, *shape: int, count: int) -> Tensor:
+        return torch.randint(count, shape, generator=self.generator).to(self.device)
+
+    def every_class(self, batch: int, count: int) -> Tensor:
+        return (torch.arange(batch, device=self.device) * 7 + 3) % count
+
+    def labels(self, *values: int) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+
+def with_rows(values: Tensor, rows: tuple[int, ...], content: float) -> Tensor:
+    """A copy whose rows are filled with one value."""
+    values = values.clone()
+    values[..., list(rows), :] = content
+    return values
+
+
+def classifier_batches(make: Maker, longest: int = 600) -> Iterator[Sample]:
+    """Logits and labels: sizes, shapes and contents that every loss on a batch must survive."""
+    yield Sample("plain", (make.normal(12, 5), make.every_class(12, 5)))
+    yield Sample("one row", (make.normal(1, 4), make.labels(2)))
+    yield Sample("one class", (make.normal(6, 1), make.labels(*[0] * 6)))
+    yield Sample("one class present", (make.normal(6, 4), make.labels(*[2] * 6)))
+    yield Sample("absent classes", (make.normal(9, 11), make.classes(9, count=4)))
+    yield Sample("more classes than rows", (make.normal(5, 40), make.labels(39, 3, 17, 3, 0)))
+    yield Sample("long rows", (make.normal(3, longest), make.labels(0, longest - 1, longest // 2)))
+    yield Sample("many rows", (make.normal(700, 3), make.classes(700, count=3)))
+    yield Sample("tails", (make.normal(67, 33), make.every_class(67, 33)))
+    yield Sample("problems", (make.normal(2, 3, 8, 4), make.classes(2, 3, 8, count=4)))
+    yield Sample("shared labels", (make.normal(3, 8, 4), make.classes(8, count=4)))
+    yield Sample("empty batch", (make.normal(0, 4), make.labels().long()))
+    yield Sample("no problems", (make.normal(0, 6, 4), make.classes(0, 6, count=4)))
+    ignored = make.labels(0, IGNORE, 1, 2, IGNORE, 1, 0, 3)
+    yield Sample("ignored rows hold NaN", (with_rows(make.normal(8, 4), (1, 4), torch.nan), ignored))
+    yield Sample("all ignored", (make.normal(4, 3), make.labels(*[IGNORE] * 4)))
+    yield Sample("int32 labels", (make.normal(6, 3), make.every_class(6, 3).int()))
+    yield Sample("confident", (make.normal(12, 4, scale=12.0), make.every_class(12, 4)), smooth=False)
+    yield Sample("extreme", (make.normal(12, 5, scale=1e4), make.every_class(12, 5)), smooth=False)
+    yield Sample("ties", (torch.zeros_like(make.normal(6, 3)), make.every_class(6, 3)), smooth=False)
+    yield Sample("NaN row", (with_rows(make.normal(8, 4), (2,), torch.nan), make.every_class(8, 4)), smooth=False)
+    yield Sample(
+        "NaN, one class present",
+        (with_rows(make.normal(3, 4), (2,), torch.nan), make.labels(1, 1, 1)),
+        smooth=False,
+    )
+    yield Sample("infinite row", (with_rows(make.normal(8, 4), (2,), torch.inf), make.every_class(8, 4)), smooth=False)
+
+
+def weighted(make: Maker) -> Iterator[Sample]:
+    logits, labels = make.normal(10, 4), make.every_class(10, 4)
+    yield Sample("sample weights", (logits, labels), {"sample_weight": make.uniform(10)})
+    yield Sample("weights of 0", (logits, labels), {"sample_weight": (labels != 1).to(make.dtype) * make.uniform(10)})
+    yield Sample("shared weights", (make.normal(2, 10, 4), labels), {"sample_weight": make.uniform(10)})
+    yield Sample("temperature", (logits, labels), {"temperature": 2.5})
+    yield Sample("cold", (logits, labels), {"temperature": 0.3})
+    yield Sample("other ignore_index", (logits, labels), {"ignore_index": 2})
+
+
+def soft_confusion(make: Maker) -> Iterator[Sample]:
+    yield from classifier_batches(make)
+    yield from weighted(make)
+    weights = {"sample_weight": make.uniform(2, 10)}
+    batch = (make.normal(2, 10, 4), make.classes(2, 10, count=4))
+    yield Sample("normalize all", batch, {"normalize": "all", **weights})
+    yield Sample("normalize none", batch, {"normalize": None, **weights})
+    yield Sample("normalize all, empty", (make.normal(0, 3), make.labels().long()), {"normalize": "all"})
+    yield Sample("counts", batch, {"return_counts": True, **weights})
+
+
+def symmetry_gap(make: Maker) -> Iterator[Sample]:
+    rates = make.uniform(6, 6)
+    yield Sample("plain", (rates,))
+    yield Sample("tiles", (make.uniform(70, 70),))
+    yield Sample("problems", (make.uniform(2, 3, 5, 5),))
+    yield Sample("counts", (rates, make.labels(3, 0, 2, 1, 0, 4).to(make.dtype)))
+    yield Sample("shared counts", (make.uniform(2, 3, 3), make.labels(1, 0, 2).to(make.dtype)))
+    yield Sample("rows of 0", (with_rows(rates, (1, 3), 0.0),), smooth=False)
+    yield Sample("mean", (rates, make.labels(3, 0, 2, 1, 0, 4).to(make.dtype)), {"reduction": "mean"})
+    yield Sample("zero", (with_rows(rates, (1, 3), 0.0),), {"absent": "zero"}, smooth=False)
+    yield Sample("zero, mean", (rates,), {"absent": "zero", "reduction": "mean"})
+    yield Sample("eps", (rates,), {"eps": 1 / 6})
+    yield Sample("eps of 0", (rates,), {"eps": 0.0})
+    yield Sample("tiny rates", (rates * 1e-6,), {"eps": 1e-6}, smooth=False)
+    yield Sample("symmetric", (rates + rates.mT,), smooth=False)
+    yield Sample("one class", (make.uniform(1, 1),))
+    yield Sample("no class", (make.uniform(0, 0),))
+    yield Sample("no problems", (make.uniform(0, 4, 4),))
+    yield Sample("nobody present", (torch.zeros_like(rates),), {"reduction": "mean"}, smooth=False)
+    yield Sample("NaN row", (with_rows(rates, (2,), torch.nan),), smooth=False)
+
+
+def symmetry_loss(make: Maker) -> Iterator[Sample]:
+    yield from classifier_batches(make)
+    yield from weighted(make)
+    for absent in ("ignore", "zero"):
+        for reduction in ("sum", "mean"):
+            options = {"absent": absent, "reduction": reduction}
+            yield Sample(f"{absent}, {reduction}", (make.normal(9, 11), make.classes(9, count=6)), options)
+            batch = (make.normal(2, 10, 4), make.classes(2, 10, count=4))
+            yield Sample(f"problems, {absent}, {reduction}", batch, {**options, "sample_weight": make.uniform(2, 10)})
+    yield Sample("eps of 0", (make.normal(9, 4), make.every_class(9, 4)), {"eps": 0.0})
+
+
+def spectral_norm(make: Maker) -> Iterator[Sample]:
+    yield Sample("plain", (make.normal(5, 5),))
+    yield Sample("tall", (make.normal(7, 3),))
+    yield Sample("wide", (make.normal(3, 7),))
+    yield Sample("problems", (make.uniform(2, 3, 4, 4),))
+    yield Sample("rank one", (make.uniform(4, 1) @ make.uniform(1, 4) + 0,), smooth=False)
+    yield Sample("zero", (torch.zeros_like(make.normal(4, 4)),), smooth=False)
+    yield Sample("ties", (torch.eye(4, dtype=make.dtype, device=make.device),), smooth=False)
+    yield Sample("empty", (make.normal(0, 4),), smooth=False)
+    yield Sample("NaN", (with_rows(make.normal(4, 4), (2,), torch.nan),), smooth=False)
+
+
+def spectral_loss(make: Maker) -> Iterator[Sample]:
+    for surrogate in ("kl", "kl-all", "soft", "gated"):
+        for sample in classifier_batches(make, longest=150):
+            # "kl-all" jumps where a class enters the margin; the gate of "gated" is not differentiated
+            smooth = sample.smooth and surrogate in ("kl", "soft") and sample.args[0].numel() > 0
+            yield Sample(f"{surrogate}: {sample.name}", sample.args, {"surrogate": surrogate}, smooth)
+    batch = (make.normal(2, 10, 4), make.classes(2, 10, count=4))
+    for surrogate, margin in (("kl", 0.5), ("gated", 0.5), ("kl-all", 0.1)):
+        options = {"surrogate": surrogate, "margin": margin, "class_weight": make.uniform(4)}
+        yield Sample(f"{surrogate}: margin, class weights", batch, options, smooth=surrogate == "kl")
+
+
+def fair_cross_entropy(make: Maker) -> Iterator[Sample]:
+    for sample in classifier_batches(make, longest=150):
+        smooth = sample.smooth and sample.name not in (
+            "empty batch",
+            "all ignored",
+        )  # NaN, as F.cross_entropy's mean
+        yield Sample(sample.name, sample.args, {"spec_weight": 0.3}, smooth)
+    batch = (make.normal(10, 4), make.every_class(10, 4))
+    weights = {"weight": make.uniform(4), "label_smoothing": 0.1}
+    yield Sample("cross-entropy alone", batch, {"sym_weight": 0.0, **weights})
+    yield Sample("weights, smoothing, sum", batch, {"reduction": "sum", **weights})
+    yield Sample("without cross-entropy", batch, {"ce_weight": 0.0})
+    yield Sample("kl", batch, {"spec_weight": 0.5, "surrogate": "kl", "margin": 0.2})
+    yield Sample("zero, mean", batch, {"absent": "zero", "sym_reduction": "mean", "eps": 0.25})
+    yield Sample("parts", batch, {"spec_weight": 0.5, "return_parts": True})
+
+
+def attack_points(make: Maker, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A point inside a ball, the gradient there, the centre."""
+    x = make.uniform(*shape)
+    return (
+        x + 0.02 * Maker(make.dtype, make.device, 1).normal(*shape),
+        Maker(make.dtype, make.device, 2).normal(*shape),
+        x,
+    )
+
+
+def pgd_step(make: Maker) -> Iterator[Sample]:
+    points = attack_points(make, 3, 2, 5, 7)
+    per_sample, per_channel = (
+        make.labels(1, 2, 3).to(make.dtype) / 50,
+        make.labels(1, 2).to(make.dtype)[:, None, None],
+    )
+    mask = make.uniform(5, 7) > 0.4
+    broken = points[1].clone()
+    broken[0], broken[1, 0, 0], broken[2, 1] = 0, torch.nan, torch.inf
+    for norm, sizes in (("linf", {"alpha": 0.01, "eps": 0.03}), ("l2", {"alpha": 0.1, "eps": 0.3})):
+        options = {"norm": norm, **sizes}
+        yield Sample(f"{norm}", points, options)
+        yield Sample(f"{norm}, targeted", points, {**options, "targeted": True})
+        yield Sample(f"{norm}, mask", points, {**options, "mask": mask})
+        yield Sample(f"{norm}, soft mask", points, {**options, "mask": make.uniform(3, 1, 5, 7)})
+        yield Sample(f"{norm}, per sample", points, {**options, "alpha": per_sample, "eps": 3 * per_sample})
+        yield Sample(f"{norm}, other bounds", points, {**options, "bounds": (-0.5, 0.6)})
+        yield Sample(f"{norm}, bounds per channel", points, {**options, "bounds": (-per_channel, per_channel / 3)})
+        yield Sample(f"{norm}, start", (points[2], points[1], points[2]), options)
+        yield Sample(f"{norm}, no radius", points, {**options, "eps": 0.0})
+        yield Sample(f"{norm}, large", attack_points(make, 2, 3, 40, 33), options)
+        yield Sample(f"{norm}, vectors", attack_points(make, 3, 5), options)
+        yield Sample(f"{norm}, scalars", attack_points(make, 7), options)
+        yield Sample(f"{norm}, empty", attack_points(make, 0, 3, 4), options)
+        yield Sample(f"{norm}, gradient of 0, NaN, inf", (points[0], broken, points[2]), options)
+    yield Sample("per channel", points, {"alpha": per_channel / 100, "eps": per_channel / 50})
+
+
+def random_start(make: Maker) -> Iterator[Sample]:
+    x, radii = make.uniform(3, 2, 5, 7), make.labels(1, 2, 3).to(make.dtype) / 50
+    for norm in ("linf", "l2"):
+        yield Sample(f"{norm}", (x,), {"norm": norm, "eps": 0.1, "seed": 0})
+        yield Sample(f"{norm}, other seed", (x,), {"norm": norm, "eps": 0.1, "seed": -(2**62) + 12345})
+        yield Sample(f"{norm}, per sample", (x,), {"norm": norm, "eps": radii, "seed": 7, "bounds": (0.2, 0.8)})
+        yield Sample(f"{norm}, odd", (make.uniform(3, 5),), {"norm": norm, "eps": 0.1, "seed": 3})
+        yield Sample(f"{norm}, large", (make.uniform(2, 3, 40, 33),), {"norm": norm, "eps": 0.1, "seed": 3})
+        yield Sample(f"{norm}, empty", (make.uniform(0, 5),), {"norm": norm, "eps": 0.1, "seed": 3})
+
+
+def confusion_counts(make: Maker) -> Iterator[Sample]:
+    predictions, labels = make.classes(50, count=4), make.every_class(50, 4)
+    yield Sample("plain", (predictions, labels), {"num_classes": 4})
+    yield Sample("absent classes", (predictions, labels), {"num_classes": 9})
+    yield Sample("problems", (make.classes(2, 3, 20, count=4), make.every_class(20, 4)), {"num_classes": 4})
+    yield Sample("empty", (predictions[:0], labels[:0]), {"num_classes": 3})
+    ignored = torch.where(labels == 1, IGNORE, labels)
+    yield Sample("ignored", (torch.where(labels == 1, 99, predictions), ignored), {"num_classes": 4})
+    yield Sample("int32", (predictions.int(), labels.to(torch.uint8)), {"num_classes": 4})

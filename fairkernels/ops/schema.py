@@ -1,0 +1,192 @@
+"""THE table: one row an operator. Dispatch, autograd, tests, benchmarks and docs are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import fakes, samples
+from .reference.confusion_counts import confusion_counts
+from .reference.fair_cross_entropy import fair_cross_entropy
+from .reference.pgd import pgd_step, random_start
+from .reference.soft_confusion import soft_confusion
+from .reference.spectral_loss import spectral_loss
+from .reference.spectral_norm import spectral_norm
+from .reference.symmetry import symmetry_gap, symmetry_loss
+
+NAMESPACE = "fairkernels"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator.
+
+    Every tensor argument carries the full leading batch dimensions (``functional`` expands what is shared). The
+    first result is what the operator computes, in the dtype of its first argument. Further results (counts, singular
+    vectors, what a backward kernel wants to find again) carry no gradient and have the accumulation dtype.
+    """
+
+    name: str
+    arguments: str
+    """Arguments as in a torch schema, no defaults; the registered op has ``*, str? backend=None`` behind them."""
+    results: tuple[str, ...]
+    reference: Callable[..., Any]
+    """Plain PyTorch, called with every floating tensor in the accumulation dtype; it may leave out the results that
+    only a backward kernel reads."""
+    fake: Callable[..., Any]
+    samples: Callable[[samples.Maker], Iterable[samples.Sample]]
+    differentiable: int = 0
+    """How many leading arguments have a gradient."""
+    batched: bool = True
+    """Leading dimensions are independent problems; if not, vmap calls the operator slice by slice."""
+    kernels: frozenset[str] = field(default_factory=frozenset)
+    """Backends beside the reference that have a kernel for it."""
+
+    @property
+    def function_name(self) -> str:
+        return "".join(word.capitalize() for word in self.name.split("_"))
+
+    @cached_property
+    def schema(self) -> torch.FunctionSchema:
+        results = ", ".join(f"Tensor {name}" for name in self.results)
+        return torch._C.parse_schema(f"{self.name}({self.arguments}) -> ({results})")
+
+    @cached_property
+    def argument_names(self) -> tuple[str, ...]:
+        return tuple(argument.name for argument in self.schema.arguments)
+
+    @property
+    def backward_arguments(self) -> str:
+        """Schema of the backward op: the upstream gradient, the forward arguments, the further results."""
+        return ", ".join(["Tensor grad", self.arguments, *(f"Tensor {name}" for name in self.results[1:])])
+
+    def compute_reference(self, *args: Any) -> tuple[Tensor, ...]:
+        """The reference on tensors of any dtype, autocast off, cast to what the fake promises; differentiable."""
+        first = args[0]
+        accumulate = accumulation_dtype(first.dtype)
+        wide = [arg.to(accumulate) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+        if torch.is_autocast_enabled(first.device.type):
+            with torch.autocast(first.device.type, enabled=False):
+                outputs = self.reference(*wide)
+        else:
+            outputs = self.reference(*wide)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not first.is_floating_point():
+            return outputs
+        return outputs[0].to(first.dtype), *outputs[1:]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Sums are kept in float32, in float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+NATIVE = frozenset({"native"})
+
+_SPECTRAL_STEERING = "str method, int? iters, float? tol"
+
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (
+        Operator(
+            name="soft_confusion",
+            arguments="Tensor logits, Tensor labels, Tensor? sample_weight, "
+            "str normalize, float temperature, int ignore_index",
+            results=("confusion", "counts"),
+            reference=soft_confusion,
+            fake=fakes.soft_confusion,
+            samples=samples.soft_confusion,
+            differentiable=1,
+            kernels=NATIVE,
+        ),
+        Operator(
+            name="symmetry_gap",
+            arguments="Tensor confusion, Tensor? counts, float eps, str absent, str reduction",
+            results=("gap",),
+            reference=symmetry_gap,
+            fake=fakes.per_matrix,
+            samples=samples.symmetry_gap,
+            differentiable=1,
+            kernels=NATIVE,
+        ),
+        Operator(
+            name="symmetry_loss",
+            arguments="Tensor logits, Tensor labels, Tensor? sample_weight, float eps, "
+            "str absent, str reduction, float temperature, int ignore_index",
+            results=("loss", "coefficients"),
+            reference=symmetry_loss,
+            fake=fakes.symmetry_loss,
+            samples=samples.symmetry_loss,
+            differentiable=1,
+            kernels=NATIVE,
+        ),
+        Operator(
+            name="spectral_norm",
+            arguments=f"Tensor matrix, Tensor? start, {_SPECTRAL_STEERING}",
+            results=("sigma", "u", "v"),
+            reference=spectral_norm,
+            fake=fakes.spectral_norm,
+            samples=samples.spectral_norm,
+            differentiable=1,
+        ),
+        Operator(
+            name="spectral_loss",
+            arguments="Tensor logits, Tensor labels, Tensor? class_weight, Tensor? start, "
+            f"str surrogate, float margin, int ignore_index, {_SPECTRAL_STEERING}",
+            results=("loss", "u", "v"),
+            reference=spectral_loss,
+            fake=fakes.spectral_loss,
+            samples=samples.spectral_loss,
+            differentiable=1,
+        ),
+        Operator(
+            name="fair_cross_entropy",
+            arguments="Tensor logits, Tensor labels, Tensor? weight, float sym_weight, "
+            "float spec_weight, float ce_weight, str reduction, float label_smoothing, "
+            "int ignore_index, float eps, str absent, str sym_reduction, "
+            "str surrogate, float margin, bool return_parts",
+            results=("total", "cross_entropy", "symmetry", "spectral", "confusion"),
+            reference=fair_cross_entropy,
+            fake=fakes.fair_cross_entropy,
+            samples=samples.fair_cross_entropy,
+            differentiable=1,
+        ),
+        Operator(
+            name="pgd_step",
+            arguments="Tensor x_adv, Tensor grad, Tensor x, Tensor? alphas, Tensor? epsilons, Tensor? lows, "
+            "Tensor? highs, Tensor? mask, float alpha, float eps, float low, float high, "
+            "str norm, bool targeted",
+            results=("moved",),
+            reference=pgd_step,
+            fake=fakes.like_first,
+            samples=samples.pgd_step,
+            batched=False,
+            kernels=NATIVE,
+        ),
+        Operator(
+            name="random_start",
+            arguments="Tensor x, Tensor? epsilons, Tensor? lows, Tensor? highs, float eps, float low, "
+            "float high, str norm, int seed",
+            results=("start",),
+            reference=random_start,
+            fake=fakes.like_first,
+            samples=samples.random_start,
+            batched=False,
+            kernels=NATIVE,
+        ),
+        Operator(
+            name="confusion_counts",
+            arguments="Tensor predictions, Tensor labels, int num_classes, int ignore_index",
+            results=("counts",),
+            reference=confusion_counts,
+            fake=fakes.confusion_counts,
+            samples=samples.confusion_counts,
+            kernels=NATIVE,
+        ),
+    )
+}

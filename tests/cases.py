@@ -1,0 +1,122 @@
+"""Calls made from the operator table: every operator, every sample, every backend that runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fairkernels.functional as FK
+from fairkernels.ops import dispatch
+from fairkernels.ops.samples import Maker, Sample
+from fairkernels.ops.schema import OPERATORS, Operator
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+NAMES = tuple(OPERATORS)
+DIFFERENTIABLE = tuple(name for name, operator in OPERATORS.items() if operator.differentiable)
+
+
+def runs(backend: str, name: str) -> bool:
+    return dispatch.can_run(backend, OPERATORS[name], "cpu", torch.float32) is None
+
+
+BACKENDS = [backend for backend in dispatch.BACKENDS if any(runs(backend, name) for name in NAMES)]
+COMPILED = [backend for backend in BACKENDS if backend != "reference"]
+KERNELS = [(name, backend) for name in NAMES for backend in BACKENDS if runs(backend, name)]
+
+
+def samples(name: str, dtype: torch.dtype = torch.float32) -> list[Sample]:
+    return list(OPERATORS[name].samples(Maker(dtype)))
+
+
+def plain(name: str, dtype: torch.dtype = torch.float32) -> Sample:
+    """The first sample: nothing special about it."""
+    return samples(name, dtype)[0]
+
+
+def sample(name: str, label: str, dtype: torch.dtype = torch.float32) -> Sample:
+    return next(s for s in samples(name, dtype) if s.name == label)
+
+
+def every_call(
+    names: tuple[str, ...] = NAMES,
+    keep: Callable[[Sample], bool] = lambda _: True,
+    backends: Sequence[str] = dispatch.BACKENDS,
+) -> list[Any]:
+    """``(operator, backend, sample name)`` to parametrize with; most of the reference is left to test-all."""
+    return [
+        pytest.param(name, backend, s.name, marks=[pytest.mark.slow] if backend == "reference" and number > 2 else [])
+        for name, backend in KERNELS
+        if name in names and backend in backends
+        for number, s in enumerate(filter(keep, samples(name)))
+    ]
+
+
+def call(name: str, s: Sample, **kwargs: Any) -> tuple[Tensor, ...]:
+    """The public function on a sample, all results in one flat tuple."""
+    return flat(getattr(FK, name)(*s.args, **{**s.kwargs, **kwargs}))
+
+
+def flat(results: Any) -> tuple[Tensor, ...]:
+    if isinstance(results, Tensor):
+        return (results,)
+    return tuple(tensor for result in results for tensor in flat(result))
+
+
+def operator_call(name: str, s: Sample) -> tuple[Any, ...]:
+    """The arguments with which the public function calls the operator."""
+    seen = []
+
+    def record(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
+        seen.append(args)
+        return original(name, *args, backend=backend)
+
+    original, FK.run = FK.run, record
+    try:
+        call(name, s)
+    finally:
+        FK.run = original
+    return seen[0]
+
+
+def replace_tensors(s: Sample, change: Callable[[Tensor], Any]) -> Sample:
+    """The sample with every tensor changed, also those among the options."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        return tuple(map(changed, value)) if isinstance(value, tuple) else value
+
+    kwargs = {key: changed(value) for key, value in s.kwargs.items()}
+    return Sample(s.name, tuple(map(changed, s.args)), kwargs, s.smooth)
+
+
+def tensors(s: Sample) -> Iterator[Tensor]:
+    found: list[Tensor] = []
+    replace_tensors(s, found.append)
+    return iter(found)
+
+
+def widened(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def reference(operator: Operator, args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The operator's equation in plain PyTorch, in one dtype throughout; where PyTorch has no kernel, wider."""
+    try:
+        return flat(operator.reference(*widened(args, dtype)))
+    except RuntimeError as error:
+        if "not implemented for" not in str(error) and "Low precision" not in str(error):
+            raise
+        return tuple(result.to(dtype) for result in flat(operator.reference(*widened(args, torch.float32))))
+
+
+def reference_gradient(operator: Operator, args: tuple[Any, ...], upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """Autograd's gradient through that equation, in one dtype."""
+    args = widened(args, dtype)
+    first = args[0].detach().requires_grad_()
+    result = reference(operator, (first, *args[1:]), dtype)[0]
+    return torch.autograd.grad(result, first, upstream.to(result.dtype))[0]

@@ -1,0 +1,41 @@
+"""What every test gets: memory that is NaN until it is written, the backends of this build, calls from the table."""
+
+import ctypes
+
+import pytest
+import torch
+from cases import BACKENDS
+
+NAN_BYTES = (
+    0x100  # glibc fills fresh memory with (value ^ 0xff): 0xff bytes are NaN in every floating dtype, -1 in int64
+)
+M_PERTURB = -6
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poisoned_memory():
+    """``torch.empty``, called from Python or from C++, holds NaN: what a kernel forgets to write is seen."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_PERTURB, NAN_BYTES)
+    yield
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_PERTURB, 0)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads; it is put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,141 @@
+"""Which backend runs: by argument, scope, environment; never a silent fallback; reasons in words."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import COMPILED, KERNELS, NAMES, plain
+
+import fairkernels
+import fairkernels.functional as FK
+from fairkernels.ops import dispatch
+from fairkernels.ops.schema import OPERATORS
+
+needs_native = pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
+LOGITS, LABELS = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+@needs_native
+def test_a_cpu_tensor_runs_native():
+    assert dispatch.choose("symmetry_loss", "cpu", torch.float32, None) == "native"
+    assert fairkernels.explain("symmetry_loss", LOGITS).startswith("symmetry_loss on cpu float32: native\n")
+
+
+def test_a_forced_backend_never_falls_back():
+    with pytest.raises(RuntimeError, match="'triton' was asked for symmetry_loss, but there is no triton kernel"):
+        FK.symmetry_loss(LOGITS, LABELS, backend="triton")
+
+
+def test_argument_goes_before_scope_before_choice():
+    with fairkernels.use_backend("triton"):
+        FK.symmetry_loss(LOGITS, LABELS, backend="reference")
+        with pytest.raises(RuntimeError, match="triton"):
+            FK.symmetry_loss(LOGITS, LABELS)
+        with fairkernels.use_backend(None):
+            FK.symmetry_loss(LOGITS, LABELS)
+    FK.symmetry_loss(LOGITS, LABELS)
+
+
+def test_scope_ends_with_an_exception():
+    with pytest.raises(KeyError), fairkernels.use_backend("triton"):
+        raise KeyError
+    FK.symmetry_loss(LOGITS, LABELS)
+
+
+@pytest.mark.parametrize("wrong", ["cuda", "", 3])
+def test_unknown_backend(wrong):
+    message = "backend must be one of 'native', 'triton', 'reference'"
+    with pytest.raises(ValueError, match=message), fairkernels.use_backend(wrong):
+        pass
+
+
+def test_unknown_backend_of_a_call():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        FK.symmetry_loss(LOGITS, LABELS, backend="cuda")
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_environment_forces_a_backend():
+    code = "import fairkernels; print(fairkernels.explain('symmetry_loss'))"
+    done = run_python(code, FAIRKERNELS_BACKEND="reference")
+    assert "symmetry_loss on cpu float32: reference (forced: reference)" in done.stdout, done.stderr
+
+
+def test_environment_with_an_unknown_backend():
+    code = "import torch, fairkernels.functional as FK; FK.symmetry_gap(torch.eye(3))"
+    assert "backend must be one of" in run_python(code, FAIRKERNELS_BACKEND="cuda").stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain_names_every_backend(name):
+    s = plain(name)
+    text = fairkernels.explain(name, *s.args)
+    assert all(backend in text for backend in dispatch.BACKENDS)
+    assert fairkernels.explain(getattr(FK, name), *s.args) == text
+
+
+def test_explain_of_a_forced_backend_that_can_not_run():
+    with fairkernels.use_backend("triton"):
+        assert "nothing: backend 'triton' was asked for" in fairkernels.explain("symmetry_gap")
+
+
+def test_explain_of_an_unknown_operator():
+    with pytest.raises(ValueError, match=r"op must be one of soft_confusion, .* got 'softmax'"):
+        fairkernels.explain("softmax")
+
+
+def test_unsupported_device_has_a_reason():
+    reason = dispatch.can_run("native", OPERATORS["symmetry_gap"], "meta", torch.float32)
+    assert reason is not None
+
+
+def test_a_missing_library_has_a_reason_and_the_reference_runs(tmp_path):
+    """As after an install without a compiler."""
+    code = (
+        "import fairkernels.ops.library as library, torch\n"
+        "import fairkernels.ops.dispatch as dispatch\n"
+        "library.MISSING = 'the native library was not built: no compiler'\n"
+        "dispatch.choose.cache_clear()\n"
+        "import fairkernels, fairkernels.functional as FK\n"
+        "print(FK.symmetry_gap(torch.rand(3, 3)))\n"
+        "print(fairkernels.explain('symmetry_gap'))\n"
+    )
+    done = run_python(code)
+    assert "can not run: the native library was not built: no compiler" in done.stdout, done.stderr
+    assert "symmetry_gap on cpu float32: reference" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "backend"), KERNELS)
+def test_everything_declared_in_the_table(name, backend):
+    operator = OPERATORS[name]
+    assert operator.reference is not None
+    assert getattr(FK, name).__doc__
+    assert len(list(operator.samples(dispatch_maker()))) > 0
+
+
+def dispatch_maker():
+    from fairkernels.ops.samples import Maker
+
+    return Maker()
+
+
+@needs_native
+@pytest.mark.parametrize("name", [name for name in NAMES if "native" in OPERATORS[name].kernels])
+def test_native_schema_is_the_public_one(name):
+    """The private op takes what the public one takes, in the same order."""
+    public = OPERATORS[name].schema
+    private = dispatch.native_op(name)._schema
+    extra = 0 if OPERATORS[name].batched or len(private.arguments) == len(public.arguments) else 1
+    names = [argument.name for argument in private.arguments]
+    assert names[: len(names) - extra] == [argument.name for argument in public.arguments]

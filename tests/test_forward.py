@@ -1,0 +1,109 @@
+"""Values: against the equation in float64, in every dtype, layout and edge case; nothing touched, nothing random."""
+
+import pytest
+import torch
+from cases import (
+    COMPILED,
+    DTYPES,
+    KERNELS,
+    call,
+    every_call,
+    operator_call,
+    reference,
+    replace_tensors,
+    sample,
+    samples,
+    tensors,
+)
+from tolerance import assert_no_worse
+
+from fairkernels.ops.schema import OPERATORS
+
+DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize(("name", "backend", "label"), every_call())
+def test_no_less_accurate_than_plain_pytorch(name, backend, label, dtype):
+    s = sample(name, label, dtype)
+    operator, args = OPERATORS[name], operator_call(name, s)
+
+    results = call(name, s, backend=backend)
+    exact, plain = reference(operator, args, torch.float64), reference(operator, args, args[0].dtype)
+
+    for result, rough, true in zip(results, plain, exact, strict=False):
+        assert_no_worse(result, rough, true)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize(("name", "backend"), KERNELS)
+def test_result_has_the_dtype_of_the_first_argument(name, backend, dtype):
+    for s in samples(name, dtype):
+        result = call(name, s, backend=backend)[0]
+        assert result.dtype == (dtype if s.args[0].is_floating_point() else torch.int64), s.name
+        assert not result.requires_grad
+
+
+def transposed(tensor):
+    return tensor.mT.contiguous().mT if tensor.dim() > 1 else strided(tensor)
+
+
+def strided(tensor):
+    """Every second element of each dimension of a tensor that holds rubbish between them."""
+    rubbish = torch.nan if tensor.is_floating_point() else 1
+    wide = torch.full([2 * size for size in tensor.shape], rubbish, dtype=tensor.dtype)
+    inner = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    return inner.copy_(tensor)
+
+
+def offset(tensor):
+    """A window of a larger tensor: contiguous rows, but neither the start nor the row length of the storage."""
+    rubbish = torch.nan if tensor.is_floating_point() else 1
+    wide = torch.full([size + 3 for size in tensor.shape], rubbish, dtype=tensor.dtype)
+    inner = wide[tuple(slice(1, 1 + size) for size in tensor.shape)]
+    return inner.copy_(tensor)
+
+
+def backwards_dimensions(tensor):
+    """Dimensions stored in reverse order; for images that is worse than channels_last."""
+    return tensor.permute(*reversed(range(tensor.dim()))).contiguous().permute(*reversed(range(tensor.dim())))
+
+
+@pytest.mark.parametrize("layout", [transposed, strided, offset, backwards_dimensions])
+@pytest.mark.parametrize(("name", "backend", "label"), every_call())
+def test_any_layout_gives_the_same(name, backend, label, layout):
+    s = sample(name, label)
+    expected = call(name, s, backend=backend)
+    actual = call(name, replace_tensors(s, layout), backend=backend)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "backend", "label"), every_call())
+def test_stride_zero_gives_the_same(name, backend, label):
+    s = replace_tensors(sample(name, label), lambda t: t[:1].expand(t.shape) if t.dim() and t.shape[0] else t)
+    expected = call(name, replace_tensors(s, torch.clone), backend=backend)
+    torch.testing.assert_close(call(name, s, backend=backend), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "backend", "label"), every_call())
+def test_inputs_and_global_generator_are_untouched(name, backend, label):
+    s = sample(name, label)
+    before, state = [t.clone() for t in tensors(s)], torch.get_rng_state()
+    call(name, s, backend=backend)
+    torch.testing.assert_close(list(tensors(s)), before, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("name", "backend", "label"), every_call(backends=COMPILED))
+def test_threads_and_repetition_change_no_bit(name, backend, label, threads):
+    s = sample(name, label)
+    results = []
+    for count in (1, 2, 2):
+        threads(count)
+        results.append(call(name, s, backend=backend))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_memory_is_poisoned():
+    assert torch.empty(2000).isnan().all()

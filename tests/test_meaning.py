@@ -1,0 +1,455 @@
+"""The references themselves: against loops, PyTorch and SciPy, with the numbers of the specification by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import COMPILED
+
+import fairkernels.functional as FK
+from fairkernels.ops.reference._philox import philox
+from fairkernels.ops.reference.spectral_norm import resolvent
+
+
+def batch(samples=30, classes=5, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(samples, classes, generator=generator, dtype=dtype)
+    return logits, torch.randint(classes, (samples,), generator=generator)
+
+
+def loop_confusion(logits, labels, weights=None, temperature=1.0):
+    """S and n, one sample at a time."""
+    classes = logits.shape[1]
+    sums, counts = torch.zeros(classes, classes, dtype=logits.dtype), torch.zeros(classes, dtype=logits.dtype)
+    for b, y in enumerate(labels.tolist()):
+        weight = 1.0 if weights is None else weights[b]
+        sums[y] += weight * torch.softmax(logits[b] / temperature, 0)
+        counts[y] += weight
+    return sums, counts
+
+
+def loop_gap(rates, present, eps):
+    """The equation, one pair at a time; returns the sum and the number of pairs."""
+    total, pairs = 0.0, 0
+    for i in range(len(rates)):
+        for j in range(i + 1, len(rates)):
+            if present[i] and present[j]:
+                gap, mass = abs(rates[i, j] - rates[j, i]), rates[i, j] + rates[j, i]
+                total, pairs = total + (gap * mass / (mass + eps) if mass > 0 else 0.0), pairs + 1
+    return total, pairs
+
+
+def test_soft_confusion(backend):
+    logits, labels = batch()
+    weights = torch.rand(len(labels), dtype=logits.dtype)
+    sums, counts = loop_confusion(logits, labels, weights, temperature=1.7)
+    options = {"sample_weight": weights, "temperature": 1.7, "backend": backend}
+    rates, n = FK.soft_confusion(logits, labels, **options, return_counts=True)
+    torch.testing.assert_close(n, counts)
+    torch.testing.assert_close(rates, sums / counts[:, None])
+    torch.testing.assert_close(FK.soft_confusion(logits, labels, normalize=None, **options), sums)
+    torch.testing.assert_close(FK.soft_confusion(logits, labels, normalize="all", **options), sums / counts.sum())
+
+
+def test_soft_confusion_rows_sum_to_one_or_zero(backend):
+    logits, _ = batch(classes=6)
+    rates = FK.soft_confusion(logits, torch.arange(30) % 4, backend=backend)
+    torch.testing.assert_close(rates.sum(-1), torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=rates.dtype))
+
+
+@pytest.mark.parametrize("absent", ["ignore", "zero"])
+@pytest.mark.parametrize("eps", [0.1, 0.0, 1 / 7])
+def test_symmetry(backend, absent, eps):
+    logits, _ = batch(12, 7)
+    labels = torch.tensor([0, 2, 2, 5, 5, 5, 0, 6, 6, 2, 0, 5])
+    sums, counts = loop_confusion(logits, labels)
+    rates = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), 0)
+    present = [bool(n > 0) or absent == "zero" for n in counts]
+    total, pairs = loop_gap(rates, present, eps)
+    options = {"eps": eps, "absent": absent, "backend": backend}
+
+    assert pairs == (21 if absent == "zero" else 6)
+    for reduction, expected in (("sum", total), ("mean", total / pairs)):
+        for value in (
+            FK.symmetry_gap(rates, counts, reduction=reduction, **options),
+            FK.symmetry_gap(rates, reduction=reduction, **options),  # a row of zeros is an absent class
+            FK.symmetry_loss(logits, labels, reduction=reduction, **options),
+        ):
+            assert value.item() == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_a_hand_made_gap(backend):
+    rates = torch.tensor([[0.9, 0.1, 0.0], [0.3, 0.7, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    expected = 0.2 * 0.4 / 0.5  # |0.1 - 0.3| · s / (s + 0.1) with s = 0.4; the other pairs have no mass
+    assert FK.symmetry_gap(rates, backend=backend).item() == pytest.approx(expected, rel=1e-14)
+    assert FK.symmetry_gap(rates, reduction="mean", backend=backend).item() == pytest.approx(expected / 3, rel=1e-14)
+
+
+def test_absent_classes_are_charged_only_where_asked(backend):
+    logits = torch.zeros(2, 10, dtype=torch.float64)
+    labels = torch.tensor([0, 1])
+    assert FK.symmetry_loss(logits, labels, backend=backend).item() == 0
+    charged = 16 * 0.1 * 0.1 / 0.2  # two present classes, eight absent ones, each predicted with 0.1
+    assert FK.symmetry_loss(logits, labels, absent="zero", backend=backend).item() == pytest.approx(charged)
+
+
+def test_ignored_rows_do_not_exist(backend):
+    logits, labels = batch()
+    logits[::3], kept = torch.nan, torch.arange(30) % 3 != 0
+    labels[::3] = 77
+    leaf = logits.clone().requires_grad_()
+    for function in (FK.soft_confusion, FK.symmetry_loss, FK.spectral_loss, FK.fair_cross_entropy):
+        used = backend if function in (FK.soft_confusion, FK.symmetry_loss) else None
+        result = function(leaf, labels, ignore_index=77, backend=used)
+        expected = function(logits[kept], labels[kept], backend=used)
+        torch.testing.assert_close(result, expected)
+        (grad,) = torch.autograd.grad(result.square().sum(), leaf)
+        assert (grad[~kept] == 0).all()
+        assert grad.isfinite().all()
+
+
+def test_confident_rows_keep_their_gradient(backend):
+    """∂L/∂z of the top class: the difference of two nearly equal numbers, wrong by 100 % if taken naively."""
+    for margin in (5.0, 10.0, 15.0, 20.0, 30.0):
+        logits = torch.zeros(2, 3, dtype=torch.float64)
+        logits[0, 0], logits[0, 1], logits[1, 1] = margin, 0.5, 1.0
+        labels, grads = torch.tensor([0, 1]), []
+        for dtype in (torch.float32, torch.float64):
+            leaf = logits.to(dtype).requires_grad_()
+            FK.symmetry_loss(leaf, labels, backend=backend).backward()
+            grads.append(leaf.grad[0, 0].double())
+        assert grads[0].item() == pytest.approx(grads[1].item(), rel=1e-4 if backend != "reference" else 2)
+
+
+def test_small_rates_do_not_underflow(backend):
+    """In float32 (mass + eps)² is 0 at 1e-24; in float16 gap · mass is."""
+    rates = torch.tensor([[1.0, 3e-24], [1e-24, 1.0]], requires_grad=True)
+    value = FK.symmetry_gap(rates, eps=1e-24, backend=backend)
+    assert value.item() == pytest.approx(2e-24 * 4 / 5, rel=1e-5)
+    (grad,) = torch.autograd.grad(value, rates)
+    together, down = 4 / 5, 2 / 5 * 1 / 5
+    assert grad[0, 1].item() == pytest.approx(down + together, rel=1e-5)
+    assert grad[1, 0].item() == pytest.approx(down - together, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_counts_beyond_its_integers(backend, dtype):
+    labels = torch.zeros(5000, dtype=torch.int64)
+    _, counts = FK.soft_confusion(torch.zeros(5000, 2, dtype=dtype), labels, return_counts=True, backend=backend)
+    assert counts.tolist() == [5000, 0]
+
+
+@pytest.mark.parametrize("function", [FK.symmetry_loss, FK.spectral_loss, FK.fair_cross_entropy])
+def test_nan_is_never_lost(function, backend):
+    used = backend if function is FK.symmetry_loss else None
+    for labels in ([0, 1, 2, 1], [3, 3, 3, 3], [0, 0, 1, 0]):
+        for row in range(4):
+            logits = torch.randn(4, 4)
+            logits[row, 2] = torch.nan
+            assert function(logits, torch.tensor(labels), backend=used).isnan(), (labels, row)
+
+
+@pytest.mark.parametrize("function", [FK.symmetry_loss, FK.spectral_loss])
+def test_empty_batch_is_a_zero_on_the_graph(function, backend):
+    logits = torch.zeros(0, 4, requires_grad=True)
+    result = function(
+        logits, torch.zeros(0, dtype=torch.int64), backend=backend if function is FK.symmetry_loss else None
+    )
+    result.backward()
+    assert result.item() == 0
+    assert logits.grad.shape == (0, 4)
+
+
+def test_confusion_counts(backend):
+    from sklearn.metrics import confusion_matrix
+
+    generator = torch.Generator().manual_seed(0)
+    predictions, labels = torch.randint(6, (2, 500), generator=generator)
+    counts = FK.confusion_counts(predictions, labels, num_classes=6, backend=backend)
+    assert counts.tolist() == confusion_matrix(labels, predictions).tolist()
+
+
+# --- spectral norm ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 7), (7, 3)])
+def test_spectral_norm_and_vectors(shape):
+    matrix = torch.randn(2, *shape, dtype=torch.float64)
+    sigma, u, v = FK.spectral_norm(matrix, return_vectors=True)
+    torch.testing.assert_close(sigma, torch.linalg.matrix_norm(matrix, 2))
+    torch.testing.assert_close((matrix @ v.unsqueeze(-1)).squeeze(-1), sigma.unsqueeze(-1) * u)
+    torch.testing.assert_close((u.norm(dim=-1), v.norm(dim=-1)), (torch.ones(2).double(),) * 2)
+
+
+def test_spectral_norm_second_derivative_is_that_of_autograd_where_autograd_has_one():
+    matrix = torch.randn(3, 4, dtype=torch.float64)
+    ours = torch.autograd.functional.hessian(FK.spectral_norm, matrix)
+    theirs = torch.autograd.functional.hessian(lambda m: torch.linalg.matrix_norm(m, 2), matrix)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "matrix", [torch.zeros(3, 3), torch.eye(3), torch.ones(3, 1) @ torch.ones(1, 3), torch.ones(2, 4)]
+)
+def test_spectral_norm_is_twice_differentiable_where_autograd_is_nan(matrix):
+    matrix = matrix.double().requires_grad_()
+    (grad,) = torch.autograd.grad(FK.spectral_norm(matrix), matrix, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum() + grad[0, 0], matrix)
+    assert grad.isfinite().all()
+    assert second.isfinite().all()
+
+
+def test_resolvent_is_symmetric():
+    matrix, a, b = torch.randn(3, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close((resolvent(matrix, a) * b).sum(), (resolvent(matrix, b) * a).sum())
+
+
+def loop_spectral_matrix(logits, labels, surrogate, margin):
+    """The four matrices, one sample at a time."""
+    classes = logits.shape[1]
+    matrix = torch.zeros(classes, classes, dtype=logits.dtype)
+    counts = torch.bincount(labels, minlength=classes)
+    for z, y in zip(logits, labels.tolist(), strict=True):
+        p = z.softmax(0)
+        wrong = [j for j in range(classes) if j != y]
+        if surrogate == "kl":
+            top = max(wrong, key=lambda j: z[j])
+            if z[y] <= margin + z[top]:
+                shifted = z + margin
+                shifted[y] = z[y]
+                matrix[y, top] += -shifted.log_softmax(0)[y] / counts[y]
+        for j in wrong:
+            if surrogate == "kl-all" and p[y] <= margin + p[j]:
+                matrix[y, j] += -p[y].log() / len(labels)
+            if surrogate == "soft":
+                matrix[y, j] += p[j] / counts[y]
+            if surrogate == "gated":
+                matrix[y, j] += torch.sigmoid(margin + z[j] - z[y]) * p[j] / counts[y]
+    return matrix
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all", "soft", "gated"])
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_spectral_loss(surrogate, margin):
+    logits, labels = batch(classes=6)
+    weight = torch.rand(6, dtype=torch.float64)
+    matrix = loop_spectral_matrix(logits, labels, surrogate, margin)
+    for class_weight, expected in ((None, matrix), (weight, weight[:, None] * matrix)):
+        value = FK.spectral_loss(logits, labels, surrogate=surrogate, margin=margin, class_weight=class_weight)
+        torch.testing.assert_close(value, torch.linalg.matrix_norm(expected, 2))
+
+
+def test_gate_carries_no_gradient():
+    logits, labels = batch()
+    leaf = logits.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(FK.spectral_loss(leaf, labels, surrogate="gated", margin=0.3), leaf)
+    gates = torch.sigmoid(0.3 + logits - logits.gather(1, labels[:, None]))
+    gates = gates.scatter(1, labels[:, None], 0.0)
+    rows = gates * leaf.softmax(1)
+    counts = torch.bincount(labels, minlength=5)
+    matrix = torch.zeros(5, 5, dtype=torch.float64).index_add(0, labels, rows) / counts[:, None]
+    (expected,) = torch.autograd.grad(torch.linalg.matrix_norm(matrix, 2), leaf)
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all"])
+def test_no_error_inside_the_margin_is_a_zero_on_the_graph(surrogate):
+    labels = torch.arange(4)
+    logits = (9 * F.one_hot(labels).double()).requires_grad_()
+    value = FK.spectral_loss(logits, labels, surrogate=surrogate)
+    value.backward()
+    assert value.item() == 0
+    assert (logits.grad == 0).all()
+
+
+def test_underflowing_probability_has_a_finite_loss():
+    logits = torch.tensor([[0.0, 1e4], [1e4, 0.0]])
+    for surrogate in ("kl", "kl-all"):
+        value = FK.spectral_loss(logits, torch.tensor([0, 0]), surrogate=surrogate)
+        assert value.item() == pytest.approx(5000)
+
+
+# --- fair cross-entropy -------------------------------------------------------------------------------------------
+
+
+def test_fair_cross_entropy_is_the_sum_of_its_terms():
+    logits, labels = batch()
+    options = {"weight": torch.rand(5).double(), "label_smoothing": 0.1, "reduction": "sum"}
+    total, parts = FK.fair_cross_entropy(
+        logits,
+        labels,
+        ce_weight=0.5,
+        sym_weight=2.0,
+        spec_weight=3.0,
+        surrogate="kl",
+        return_parts=True,
+        **options,
+    )
+    torch.testing.assert_close(parts.cross_entropy, F.cross_entropy(logits, labels, **options))
+    torch.testing.assert_close(parts.symmetry, FK.symmetry_loss(logits, labels))
+    torch.testing.assert_close(parts.spectral, FK.spectral_loss(logits, labels, surrogate="kl"))
+    torch.testing.assert_close(parts.confusion, FK.soft_confusion(logits, labels))
+    torch.testing.assert_close(total, 0.5 * parts.cross_entropy + 2 * parts.symmetry + 3 * parts.spectral)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 9])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_without_fairness_it_is_cross_entropy(samples, reduction, smoothing, weighted):
+    logits, labels = batch(samples, 4, dtype=torch.float32)
+    labels[2:4] = -100
+    options = {
+        "reduction": reduction,
+        "label_smoothing": smoothing,
+        "weight": torch.rand(4) if weighted else None,
+    }
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value, expected = (
+        FK.fair_cross_entropy(ours, labels, sym_weight=0, **options),
+        F.cross_entropy(theirs, labels, **options),
+    )
+    torch.testing.assert_close(value, expected, equal_nan=True)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, equal_nan=True)
+
+
+def test_a_weight_of_zero_skips_an_infinite_term():
+    logits = torch.tensor([[0.0, torch.inf]])
+    labels = torch.tensor([0])
+    assert FK.fair_cross_entropy(logits, labels, ce_weight=0.0, sym_weight=0.0).item() == 0
+
+
+# --- attack step --------------------------------------------------------------------------------------------------
+
+
+def attack_point(*shape, dtype=torch.float64):
+    x = torch.rand(*shape, dtype=dtype)
+    return x + 0.03 * torch.randn(*shape, dtype=dtype), torch.randn(*shape, dtype=dtype), x
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_linf_step(backend, targeted):
+    x_adv, grad, x = attack_point(4, 3, 5, 5)
+    delta = x_adv + (-1 if targeted else 1) * 0.01 * grad.sign() - x
+    expected = (x + delta.clamp(-0.02, 0.02)).clamp(0.1, 0.9)
+    moved = FK.pgd_step(x_adv, grad, x, alpha=0.01, eps=0.02, bounds=(0.1, 0.9), targeted=targeted, backend=backend)
+    torch.testing.assert_close(moved, expected)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_l2_step(backend, targeted):
+    x_adv, grad, x = attack_point(4, 3, 5, 5)
+    alpha, eps = torch.tensor([0.01, 0.1, 1.0, 10.0]).double(), torch.tensor([0.5, 0.1, 0.3, 5.0]).double()
+    norms = grad.flatten(1).norm(dim=1)[:, None, None, None]
+    delta = x_adv - x + (-1 if targeted else 1) * alpha[:, None, None, None] * grad / norms
+    lengths = delta.flatten(1).norm(dim=1)
+    delta = delta * (eps / lengths).clamp(max=1)[:, None, None, None]
+    moved = FK.pgd_step(x_adv, grad, x, alpha=alpha, eps=eps, norm="l2", targeted=targeted, backend=backend)
+    torch.testing.assert_close(moved, (x + delta).clamp(0, 1))
+
+
+def test_l2_step_near_the_centre_moves(backend):
+    """In float32 the three-dot form of the new length may be negative here; its square root throws the step back."""
+    x = torch.full((50, 3, 8, 8), 0.5)
+    x_adv = x + 1e-7 * torch.randn(x.shape)
+    moved = FK.pgd_step(x_adv, x_adv - x, x, alpha=1e-3, eps=1.0, norm="l2", targeted=True, backend=backend)
+    lengths = (moved - x).flatten(1).norm(dim=1)
+    assert (lengths > 0.9e-3).all()
+
+
+def test_elements_without_a_sign_move_only_by_projection(backend):
+    x = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
+    x_adv = torch.tensor([[0.5, 0.9, 0.5, 0.5]])
+    grad = torch.tensor([[torch.nan, torch.nan, 0.0, -torch.inf]])
+    moved = FK.pgd_step(x_adv, grad, x, alpha=0.05, eps=0.1, backend=backend)
+    torch.testing.assert_close(moved, torch.tensor([[0.5, 0.6, 0.5, 0.45]]))
+
+
+def test_a_nan_image_stays_nan(backend):
+    x = torch.full((1, 40), 0.5)
+    for place in ("x_adv", "x"):
+        images = {"x_adv": x.clone(), "x": x.clone()}
+        images[place][0, 7] = torch.nan
+        moved = FK.pgd_step(images["x_adv"], torch.ones(1, 40), images["x"], alpha=0.1, eps=0.1, backend=backend)
+        assert moved.isnan().nonzero().tolist() == [[0, 7]]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_out_may_be_any_tensor(backend, norm):
+    x_adv, grad, x = attack_point(4, 3, 6, 6, dtype=torch.float32)
+    options = {"alpha": 0.05, "eps": 0.1, "norm": norm, "backend": backend}
+    expected = FK.pgd_step(x_adv, grad, x, **options)
+    fresh = torch.empty_like(x_adv, memory_format=torch.channels_last)
+    for out in (fresh, x_adv.clone()):
+        assert FK.pgd_step(x_adv, grad, x, out=out, **options) is out
+        torch.testing.assert_close(out, expected)
+    for number in range(3):
+        tensors = [x_adv.clone(), grad.clone(), x.clone()]
+        assert FK.pgd_step(*tensors, out=tensors[number], **options) is tensors[number]
+        torch.testing.assert_close(tensors[number], expected)
+
+
+def test_out_that_overlaps_an_input_elsewhere_is_still_right(backend):
+    _, grad, x = attack_point(4, 9, dtype=torch.float32)
+    storage = torch.rand(45)
+    x_adv, out = storage[:36].view(4, 9), storage[9:].view(4, 9)
+    expected = FK.pgd_step(x_adv.clone(), grad, x, alpha=0.05, eps=0.1, backend=backend)
+    torch.testing.assert_close(FK.pgd_step(x_adv, grad, x, alpha=0.05, eps=0.1, out=out, backend=backend), expected)
+
+
+def test_channels_last_stays_channels_last(backend):
+    x_adv, grad, x = (t.contiguous(memory_format=torch.channels_last) for t in attack_point(2, 3, 4, 4))
+    moved = FK.pgd_step(x_adv, grad, x, alpha=0.05, eps=0.1, backend=backend)
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    assert FK.random_start(x, eps=0.1, seed=0, backend=backend).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_philox_known_answer():
+    """Random123's known-answer vectors for philox4x32-10."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    words = [int(word) for word in philox((zero, zero, zero, zero), (0, 0))]
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = zero + 0xFFFFFFFF
+    words = [int(word) for word in philox((ones, ones, ones, ones), (0xFFFFFFFF, 0xFFFFFFFF))]
+    assert words == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("seed", [0, 1, 2**40 + 3, -5])
+def test_every_backend_draws_the_same_numbers(backend, seed):
+    x = torch.full((3, 3, 17, 5), 0.5, dtype=torch.float64)
+    for norm in ("linf", "l2"):
+        ours, reference = (
+            FK.random_start(x, eps=0.3, norm=norm, seed=seed, backend=used) for used in (backend, "reference")
+        )
+        torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_random_start_is_uniform_in_the_box(backend):
+    from scipy import stats
+
+    x = torch.full((8, 3, 32, 32), 0.5, dtype=torch.float64)
+    noise = (FK.random_start(x, eps=0.25, seed=1, backend=backend) - x) / 0.25
+    assert stats.kstest(noise.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    other = (FK.random_start(x, eps=0.25, seed=2, backend=backend) - x) / 0.25
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.03
+
+
+def test_random_start_is_uniform_in_the_ball(backend):
+    from scipy import stats
+
+    dimensions, samples = 12, 4000
+    x = torch.full((samples, dimensions), 0.5, dtype=torch.float64)
+    noise = (FK.random_start(x, eps=0.25, norm="l2", seed=1, backend=backend) - x) / 0.25
+    radii = noise.norm(dim=1)
+    assert radii.max() <= 1 + 1e-12
+    assert stats.kstest((radii**dimensions).numpy(), "uniform").pvalue > 1e-3  # the share of volume below a radius
+    angles = noise[:, 0] / radii  # of a random direction with a fixed one
+    assert (
+        stats.kstest(((angles + 1) / 2).numpy(), stats.beta((dimensions - 1) / 2, (dimensions - 1) / 2).cdf).pvalue
+        > 1e-3
+    )
+    assert noise.mean(0).abs().max() < 4 / math.sqrt(samples * dimensions)

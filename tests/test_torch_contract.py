@@ -1,0 +1,280 @@
+"""What PyTorch expects of an operator: registration, fakes, compile, export, autocast, vmap, functorch."""
+
+import pytest
+import torch
+from cases import (
+    BACKENDS,
+    COMPILED,
+    DIFFERENTIABLE,
+    KERNELS,
+    NAMES,
+    call,
+    every_call,
+    flat,
+    operator_call,
+    plain,
+    sample,
+    samples,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fairkernels
+import fairkernels.functional as FK
+from fairkernels.ops.samples import Maker, Sample
+from fairkernels.ops.schema import OPERATORS
+
+ONE_OF_EACH = [(name, backend) for name, backend in KERNELS]
+
+
+def registered(name):
+    return getattr(torch.ops.fairkernels, name).default
+
+
+def few(calls):
+    """The first two samples of each operator and backend quickly, the others with the slow tests."""
+    seen, marked = {}, []
+    for param in calls:
+        key = param.values[:2]
+        seen[key] = seen.get(key, 0) + 1
+        marked.append(pytest.param(*param.values, marks=[pytest.mark.slow] if seen[key] > 2 else []))
+    return marked
+
+
+@pytest.mark.parametrize(("name", "backend", "label"), few(every_call()))
+def test_opcheck(name, backend, label):
+    s = sample(name, label)
+    args = operator_call(name, s)
+    if name in DIFFERENTIABLE and s.smooth:
+        args = (args[0].clone().requires_grad_(), *args[1:])
+    torch.library.opcheck(registered(name), args, {"backend": backend})
+
+
+@pytest.mark.parametrize(("name", "backend", "label"), every_call())
+def test_fake_promises_what_comes(name, backend, label):
+    args = operator_call(name, sample(name, label))
+    real = flat(registered(name)(*args, backend=backend))
+    promised = flat(OPERATORS[name].fake(*args))
+    assert [(t.shape, t.dtype, t.stride()) for t in real] == [(t.shape, t.dtype, t.stride()) for t in promised]
+
+
+@pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
+def test_registered_op_has_the_gradient_of_the_function(name, backend):
+    s = plain(name, torch.float64)
+    args = operator_call(name, s)
+    first, second = (args[0].clone().requires_grad_() for _ in range(2))
+    torch.autograd.backward(flat(registered(name)(first, *args[1:], backend=backend))[0].sum())
+    torch.autograd.backward(call(name, Sample("", (second, *s.args[1:]), s.kwargs), backend=backend)[0].sum())
+    torch.testing.assert_close(first.grad, second.grad)
+    assert torch.autograd.gradgradcheck(
+        lambda z: flat(registered(name)(z, *args[1:], backend=backend))[0], first, fast_mode=True
+    )
+
+
+class KernelsThatRan(TorchDispatchMode):
+    """Names of the compiled kernels that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fairkernels":
+            self.names.append(func._schema.name.removeprefix("fairkernels::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
+@pytest.mark.parametrize("name", [name for name in NAMES if "native" in OPERATORS[name].kernels])
+def test_the_kernel_that_was_asked_for_is_the_one_that_runs(name):
+    s = plain(name)
+    leaf = s.args[0].clone()
+    if name in DIFFERENTIABLE:
+        leaf.requires_grad_()
+    with KernelsThatRan() as native:
+        result = call(name, Sample("", (leaf, *s.args[1:]), s.kwargs), backend="native")[0]
+        if name in DIFFERENTIABLE:
+            result.sum().backward()
+    expected = [f"_{name}_native"] + ([f"_{name}_backward_native"] if name in DIFFERENTIABLE else [])
+    assert native.names == expected
+
+    leaf = leaf.detach().requires_grad_(name in DIFFERENTIABLE)
+    with KernelsThatRan() as reference:
+        result = call(name, Sample("", (leaf, *s.args[1:]), s.kwargs), backend="reference")[0]
+        if name in DIFFERENTIABLE:
+            result.sum().backward()
+    assert reference.names == []
+
+
+def batch_of(size, name, dtype=torch.float32):
+    """A call of each operator at one batch size; sizes change under ``dynamic=True``."""
+    make = Maker(dtype)
+    logits, labels = make.normal(size, 5), make.every_class(size, 5)
+    images = make.uniform(size, 3, 4)
+    return {
+        "symmetry_gap": lambda: (make.uniform(size, size),),
+        "spectral_norm": lambda: (make.normal(size, 5),),
+        "pgd_step": lambda: (images, make.normal(size, 3, 4), images),
+        "random_start": lambda: (images,),
+        "confusion_counts": lambda: (labels.flip(0), labels),
+    }.get(name, lambda: (logits, labels))()
+
+
+OPTIONS = {
+    "pgd_step": {"alpha": 0.01, "eps": 0.03},
+    "random_start": {"eps": 0.1, "seed": 3},
+    "confusion_counts": {"num_classes": 5},
+}
+
+
+def check_compiled(name, backend, compiler, sizes):
+    options = {**OPTIONS.get(name, {}), "backend": backend}
+    function = getattr(FK, name)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *args: function(*args, **options), fullgraph=True, dynamic=True, backend=compiler)
+    for size in sizes:
+        args = batch_of(size, name)
+        if name not in DIFFERENTIABLE:
+            torch.testing.assert_close(compiled(*args), function(*args, **options))
+            continue
+        ours, eager = (args[0].clone().requires_grad_() for _ in range(2))
+        value, expected = compiled(ours, *args[1:]), function(eager, *args[1:], **options)
+        torch.testing.assert_close(value, expected)
+        value.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, eager.grad)
+
+
+@pytest.mark.parametrize(("name", "backend"), ONE_OF_EACH)
+def test_compile_fullgraph_dynamic(name, backend):
+    check_compiled(name, backend, "aot_eager", (7, 9, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "backend"), ONE_OF_EACH)
+def test_compile_with_inductor(name, backend):
+    check_compiled(name, backend, "inductor", (7, 9))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_compile_keeps_the_scoped_backend(backend):
+    logits, labels = batch_of(8, "symmetry_loss")
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(logits):
+        return FK.symmetry_loss(logits, labels)
+
+    for scope, kernels in ((backend, True), ("reference", False)):
+        torch._dynamo.reset()
+        with fairkernels.use_backend(scope), torch.profiler.profile() as profile:
+            loss(logits)
+        assert any(f"_symmetry_loss_{backend}" in event.key for event in profile.key_averages()) == kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_export(name):
+    args = batch_of(8, name)
+
+    class Module(torch.nn.Module):
+        def forward(self, *args):
+            return getattr(FK, name)(*args)
+
+    program = torch.export.export(Module(), args)
+    assert f"fairkernels.{name}" in program.graph_module.code
+    torch.testing.assert_close(program.module()(*args), getattr(FK, name)(*args))
+
+
+@pytest.mark.parametrize(("name", "backend", "label"), few(every_call()))
+def test_autocast_changes_nothing(name, backend, label):
+    s = sample(name, label)
+    expected = call(name, s, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = call(name, s, backend=backend)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_autocast_training_step(name, backend):
+    if backend not in OPERATORS[name].kernels | {"reference"}:
+        pytest.skip(f"no {backend} kernel of {name}")
+    weight = torch.randn(4, 5, requires_grad=True)
+    inputs, labels = torch.randn(5, 4), torch.arange(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = inputs @ weight
+        arguments = (outputs,) if name in ("symmetry_gap", "spectral_norm") else (outputs, labels)
+        result = getattr(FK, name)(*arguments, backend=backend)
+    assert outputs.dtype == result.dtype == torch.bfloat16
+    result.float().square().sum().backward()
+    assert weight.grad.isfinite().all()
+
+
+def stacked(name, count=3):
+    """Three different calls of an operator that differ in their tensors only, and the same in one batch."""
+    calls = [batch_of(6, name) for _ in range(count)]
+    calls = [tuple(t.roll(number, 0) for t in args) for number, args in enumerate(calls)]
+    return calls, [torch.stack(tensors) for tensors in zip(*calls, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "backend"), ONE_OF_EACH)
+def test_vmap_is_the_loop(name, backend):
+    def function(*args):
+        return getattr(FK, name)(*args, **OPTIONS.get(name, {}), backend=backend)
+
+    calls, batches = stacked(name)
+    expected = torch.stack([function(*args) for args in calls])
+    torch.testing.assert_close(torch.func.vmap(function)(*batches), expected)
+
+    moved = [batch.movedim(0, -1) for batch in batches]
+    torch.testing.assert_close(torch.func.vmap(function, in_dims=-1)(*moved), expected)
+
+    first = torch.stack([function(args[0], *calls[0][1:]) for args in calls])
+    in_dims = (0, *[None] * (len(batches) - 1))
+    torch.testing.assert_close(torch.func.vmap(function, in_dims=in_dims)(batches[0], *calls[0][1:]), first)
+
+
+@pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
+def test_functorch_gradients(name, backend):
+    def total(*args):
+        return getattr(FK, name)(*args, backend=backend).square().sum()
+
+    calls, batches = stacked(name)
+    expected = []
+    for first, *rest in calls:
+        leaf = first.clone().requires_grad_()
+        expected.append(torch.autograd.grad(total(leaf, *rest), leaf)[0])
+    torch.testing.assert_close(torch.func.grad(total)(*calls[0]), expected[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(*batches), torch.stack(expected))
+
+
+@pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
+def test_functorch_hessian(name, backend):
+    def total(leaf, *rest):
+        return getattr(FK, name)(leaf, *rest, backend=backend).square().sum()
+
+    make = Maker(torch.float64)
+    first = make.normal(4, 4) if name == "spectral_norm" else make.uniform(4, 4)
+    rest = () if name in ("symmetry_gap", "spectral_norm") else (make.every_class(4, 4),)
+    hessian = torch.func.jacrev(torch.func.jacrev(total))(first, *rest)
+    expected = torch.autograd.functional.hessian(lambda z: total(z, *rest), first)
+    torch.testing.assert_close(hessian, expected)
+
+
+def test_compiled_functorch_transform_is_refused():
+    logits, labels = batch_of(6, "symmetry_loss")
+    gradient = torch.func.grad(lambda z: FK.symmetry_loss(z, labels))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="ignores custom backwards"):
+        torch.compile(gradient, backend="aot_eager", fullgraph=True)(logits)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DIFFERENTIABLE])
+def test_attack_operators_are_detached(name, backend):
+    if not samples(name)[0].args[0].is_floating_point():
+        pytest.skip("integers have no gradient")
+    s = plain(name)
+    leaf = s.args[0].clone().requires_grad_()
+    assert not call(name, Sample("", (leaf, *s.args[1:]), s.kwargs), backend=backend)[0].requires_grad
+
+
+def test_every_backend_is_tested():
+    assert "reference" in BACKENDS
