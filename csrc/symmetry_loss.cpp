@@ -57,6 +57,16 @@ double charge_all(const Matrix<Real>& matrix, const std::vector<int64_t>& presen
   return with_absent + among_present;
 }
 
+// 0, or NaN if a rate is: a NaN logit is never lost, also where its class has no partner.
+template <typename Real>
+double zero_or_nan(const Matrix<Real>& rates, const std::vector<int64_t>& present, bool compact) {
+  double sum = 0;
+  for (size_t i = 0; i < present.size(); ++i) {
+    sum += rates.data[i * rates.row_stride + (compact ? i : present[i])];
+  }
+  return 0 * sum;
+}
+
 // What no present class uses of the matrix, memory being fresh.
 template <typename Real>
 void clear_unused(const Matrix<Real>& matrix, const Shape& shape, int64_t used_rows, int64_t used_columns) {
@@ -81,10 +91,11 @@ double forward_problem(const ConfusionArguments& arguments, int64_t problem, con
   parallel_ranges(n, arguments.samples + arguments.classes, [&](int64_t begin, int64_t end) {
     rate_rows(logits, order, present, compact, begin, end, matrix);
   });
+  const double poison = zero_or_nan(matrix, present, compact);
   const double scale = options.scale(compact ? n : arguments.classes);
   const double total = compact ? charge_present(matrix, n, static_cast<Real>(eps), static_cast<Real>(scale))
                                : charge_all(matrix, present, arguments.classes, static_cast<Real>(eps), static_cast<Real>(scale));
-  return total * scale;
+  return total * scale + poison;
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, double eps,

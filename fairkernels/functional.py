@@ -477,7 +477,7 @@ def _pgd_step_into(out: Tensor, args: tuple[Any, ...], backend: Backend | None) 
         forced = dispatch.forced_backend(backend)
         if dispatch.choose("pgd_step", x_adv.device.type, x_adv.dtype, forced) == "native":
             with torch.no_grad():
-                return dispatch.step_native(OPERATORS["pgd_step"], args, out)[0]
+                return dispatch.native_into(OPERATORS["pgd_step"], args, out)
     with torch.no_grad():
         return out.copy_(run("pgd_step", *args, backend=backend)[0])
 

@@ -46,7 +46,7 @@ struct Walk {
       }
     }
     if (sizes.empty()) {
-      append(1, 0);
+      append(1, 1);
     }
   }
 
@@ -92,17 +92,19 @@ void for_each_run(const Walk& walk, int64_t start, int64_t count, const Function
   }
 }
 
-// An operand that is read: an image, or a parameter broadcast over it.
+// An operand that is read: an image, or a parameter broadcast over it. Where samples are worked on one by one the walk is that
+// of one sample, and sample_stride leads from one to the next; otherwise there is a single sample, number 0.
 class Source {
  public:
-  Source(const void* data, Dtype dtype, Walk walk) : data_(data), dtype_(dtype), walk_(std::move(walk)) {}
+  Source(const void* data, Dtype dtype, Walk walk, int64_t sample_stride)
+      : data_(data), dtype_(dtype), walk_(std::move(walk)), sample_stride_(sample_stride) {}
 
   // Elements [start, start + count) as Real; they are in `buffer` unless they could be used where they are.
   template <typename Real>
-  const Real* read(int64_t start, int64_t count, Real* buffer) const {
+  const Real* read(int64_t sample, int64_t start, int64_t count, Real* buffer) const {
     return with_type(dtype_, [&](auto type) -> const Real* {
       using T = decltype(type);
-      const T* data = static_cast<const T*>(data_);
+      const T* data = static_cast<const T*>(data_) + sample * sample_stride_;
       if constexpr (std::is_same_v<T, Real>) {
         if (walk_.one_run() && walk_.strides[0] == 1) {
           return data + start;
@@ -119,28 +121,45 @@ class Source {
   const void* data_;
   Dtype dtype_;
   Walk walk_;
+  int64_t sample_stride_;
+};
+
+// A number for all elements, or an operand with one for each.
+template <typename Real>
+struct Parameter {
+  Real value;
+  const Source* each;
+
+  const Real* read(int64_t sample, int64_t start, int64_t count, Real* buffer) const {
+    if (each != nullptr) {
+      return each->read(sample, start, count, buffer);
+    }
+    std::fill(buffer, buffer + count, value);
+    return buffer;
+  }
 };
 
 // The operand that is written.
 class Sink {
  public:
-  Sink(void* data, Dtype dtype, Walk walk) : data_(data), dtype_(dtype), walk_(std::move(walk)) {}
+  Sink(void* data, Dtype dtype, Walk walk, int64_t sample_stride)
+      : data_(data), dtype_(dtype), walk_(std::move(walk)), sample_stride_(sample_stride) {}
 
   // Where to compute elements from `start` on: the result itself, or `buffer`, which write() then puts in its place.
   template <typename Real>
-  Real* place(int64_t start, Real* buffer) const {
+  Real* place(int64_t sample, int64_t start, Real* buffer) const {
     const bool same_type = dtype_ == (std::is_same_v<Real, double> ? Dtype::float64 : Dtype::float32);
     const bool in_place = same_type && walk_.one_run() && walk_.strides[0] == 1;
-    return in_place ? static_cast<Real*>(data_) + start : buffer;
+    return in_place ? static_cast<Real*>(data_) + sample * sample_stride_ + start : buffer;
   }
 
   template <typename Real>
-  void write(int64_t start, int64_t count, const Real* computed, const Real* buffer) const {
+  void write(int64_t sample, int64_t start, int64_t count, const Real* computed, const Real* buffer) const {
     if (computed != buffer) {
       return;
     }
     with_float_type(dtype_, [&](auto type) {
-      auto* data = static_cast<decltype(type)*>(data_);
+      auto* data = static_cast<decltype(type)*>(data_) + sample * sample_stride_;
       for_each_run(walk_, start, count, [&](int64_t offset, int64_t done, int64_t length) {
         store(buffer + done, length, data + offset, walk_.strides.back());
       });
@@ -151,6 +170,7 @@ class Sink {
   void* data_;
   Dtype dtype_;
   Walk walk_;
+  int64_t sample_stride_;
 };
 
 }  // namespace fairkernels

@@ -25,10 +25,10 @@ FK_INLINE double absent_pairs_body(Real* rates, const Real* absent, int64_t clas
     rates[k] = scale * pair.by_forward;
     return absent[k] != 0 ? pair.value : Real(0);
   };
-  const int64_t whole = classes / kLanes * kLanes;
-  double total = blocked_sum<Real>(whole, charge);
-  for (int64_t k = whole; k < classes; ++k) {
-    total += charge(k);
+  double total = 0;
+  for (int64_t first = 0; first < classes; first += kBlock) {
+    const int64_t n = classes - first < kBlock ? classes - first : kBlock;
+    total += ragged_sum<Real>(n, [&](int64_t k) { return charge(first + k); });
   }
   return total;
 }

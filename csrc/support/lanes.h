@@ -10,6 +10,7 @@
 namespace fairkernels {
 
 constexpr int64_t kLanes = 16;
+constexpr int64_t kBlock = 64 * kLanes;  // long sums are taken in blocks, and these added in double
 
 FK_INLINE int64_t padded(int64_t n) {
   return (n + kLanes - 1) / kLanes * kLanes;
@@ -41,13 +42,23 @@ FK_INLINE Real lane_sum(int64_t n, const Term& term) {
   return add_lanes(lane);
 }
 
-// The same for long sums: blocks of 64 terms for each lane, and the blocks in double.
+// The same for any n.
+template <typename Real, typename Term>
+FK_INLINE Real ragged_sum(int64_t n, const Term& term) {
+  const int64_t whole = n / kLanes * kLanes;
+  Real sum = lane_sum<Real>(whole, term);
+  for (int64_t i = whole; i < n; ++i) {
+    sum += term(i);
+  }
+  return sum;
+}
+
+// The same for long sums, n a multiple of kLanes: by blocks.
 template <typename Real, typename Term>
 FK_INLINE double blocked_sum(int64_t n, const Term& term) {
-  const int64_t block = 64 * kLanes;
   double total = 0;
-  for (int64_t first = 0; first < n; first += block) {
-    const int64_t terms = n - first < block ? n - first : block;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t terms = n - first < kBlock ? n - first : kBlock;
     total += lane_sum<Real>(terms, [&](int64_t i) { return term(first + i); });
   }
   return total;

@@ -129,7 +129,9 @@ def forward(operator: Operator, args: tuple[Any, ...], backend: str | None) -> t
     first = args[0]
     chosen = choose(operator.name, first.device.type, first.dtype, backend)
     if chosen == "native":
-        return call_native(operator.name, args) if operator.batched else step_native(operator, args)
+        if operator.writes_into:
+            return (native_into(operator, args, operator.fake(*args)),)
+        return call_native(operator.name, args)
     check_classes(operator, args)
     with torch.no_grad():
         return conform(operator, args, operator.compute_reference(*args))
@@ -162,11 +164,9 @@ def call_native(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-def step_native(operator: Operator, args: tuple[Any, ...], out: Tensor | None = None) -> tuple[Tensor, ...]:
-    """An operator that writes elementwise into a tensor of its first argument's shape."""
-    out = operator.fake(*args) if out is None else out
+def native_into(operator: Operator, args: tuple[Any, ...], out: Tensor) -> Tensor:
     call_native(operator.name, (*args, out))
-    return (out,)
+    return out
 
 
 def documented(error: RuntimeError) -> Exception:

@@ -44,6 +44,8 @@ class Operator:
     """How many leading arguments have a gradient."""
     batched: bool = True
     """Leading dimensions are independent problems; if not, vmap calls the operator slice by slice."""
+    writes_into: bool = False
+    """The kernel writes into a tensor that it is given behind the arguments."""
     kernels: frozenset[str] = field(default_factory=frozenset)
     """Backends beside the reference that have a kernel for it."""
 
@@ -166,6 +168,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first,
             samples=samples.pgd_step,
             batched=False,
+            writes_into=True,
             kernels=NATIVE,
         ),
         Operator(

@@ -56,24 +56,24 @@ def random_start(
     seed: int,
 ) -> Tensor:
     radius = given(epsilons, eps, x)
-    noise = uniforms(x.numel(), seed, stream=0, device=x.device, dtype=torch.float64).reshape(x.shape)
+    noise = uniforms(x.numel() + x.numel() % 2, seed, stream=0, device=x.device, dtype=torch.float64)
 
     if norm == "linf":
-        return clip(x + radius * (2 * noise.to(x.dtype) - 1), given(lows, low, x), given(highs, high, x))
+        noise = noise[: x.numel()].reshape(x.shape).to(x.dtype)
+        return clip(x + radius * (2 * noise - 1), given(lows, low, x), given(highs, high, x))
 
-    direction = box_muller(noise.flatten(), x)
+    direction = box_muller(noise)[: x.numel()].reshape(x.shape)
     length = per_sample_sum(direction * direction).sqrt()
     share = sample_uniforms(x, seed) ** (1 / max(x[:1].numel(), 1))
     moved = x + (radius * share * torch.where(length > 0, direction / length, 0)).to(x.dtype)
     return clip(moved, given(lows, low, x), given(highs, high, x))
 
 
-def box_muller(noise: Tensor, like: Tensor) -> Tensor:
-    """Normals of the shape of ``like``; a pair of neighbouring uniforms gives a pair of normals."""
-    pairs = torch.nn.functional.pad(noise, (0, noise.numel() % 2)).reshape(-1, 2)
-    length, angle = (-2 * torch.log1p(-pairs[:, 0])).sqrt(), 2 * math.pi * pairs[:, 1]
-    normals = torch.stack((length * angle.cos(), length * angle.sin()), -1).flatten()
-    return normals[: noise.numel()].reshape(like.shape)
+def box_muller(noise: Tensor) -> Tensor:
+    """Normals: a pair of neighbouring uniforms gives a pair of them."""
+    first, second = noise.reshape(-1, 2).unbind(-1)
+    length, angle = (-2 * torch.log1p(-first)).sqrt(), 2 * math.pi * second
+    return torch.stack((length * angle.cos(), length * angle.sin()), -1).flatten()
 
 
 def sample_uniforms(x: Tensor, seed: int) -> Tensor:

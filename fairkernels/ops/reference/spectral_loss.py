@@ -1,4 +1,4 @@
-"""Confusional spectral regularisation (arXiv 2501.13273), its baseline in Sy-FAR ("kl-all") and CAR ("gated", 2603.16732)."""
+"""Confusional spectral regularisation (arXiv 2501.13273), its Sy-FAR baseline ("kl-all"), CAR ("gated", 2603.16732)."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,171 @@
+// A random point of the ball around each image. Bound by the generator, about 50 operations for four elements; in the l2 ball
+// by the logarithm, sine and cosine of every second element.
+// An element's random numbers depend on the seed and on its row-major number alone, not on strides, dtype or threads. Products
+// and sums are kept in separate loops, so that no compiler fuses them and every machine starts from the same point.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/clip.h"
+#include "cpu/strided.h"
+#include "support/lanes.h"
+#include "support/philox.h"
+#include "support/platform.h"
+
+namespace fairkernels {
+
+// Uniform numbers of the elements [4 first, 4 (first + n)).
+FK_CLONES static void uniform_run(uint64_t seed, uint32_t stream, int64_t first, int64_t n, float* numbers) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const PhiloxWords words = philox(static_cast<uint64_t>(first + i), stream, seed);
+    numbers[4 * i] = uniform(words.word[0]);
+    numbers[4 * i + 1] = uniform(words.word[1]);
+    numbers[4 * i + 2] = uniform(words.word[2]);
+    numbers[4 * i + 3] = uniform(words.word[3]);
+  }
+}
+
+template <typename Real>
+FK_INLINE void centre_body(const float* uniforms, const Real* eps, int64_t n, Real* offsets) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    offsets[i] = eps[i] * static_cast<Real>(2 * uniforms[i] - 1);  // exact in brackets
+  }
+}
+
+FK_CLONES static void centre(const float* uniforms, const float* eps, int64_t n, float* offsets) {
+  centre_body(uniforms, eps, n, offsets);
+}
+
+FK_CLONES static void centre(const float* uniforms, const double* eps, int64_t n, double* offsets) {
+  centre_body(uniforms, eps, n, offsets);
+}
+
+template <typename Real>
+FK_INLINE void shift_and_clip_body(const Real* x, const Real* offsets, const Real* low, const Real* high, int64_t n, Real* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = clip(x[i] + offsets[i], low[i], high[i]);
+  }
+}
+
+FK_CLONES static void shift_and_clip(const float* x, const float* offsets, const float* low, const float* high, int64_t n, float* out) {
+  shift_and_clip_body(x, offsets, low, high, n, out);
+}
+
+FK_CLONES static void shift_and_clip(const double* x, const double* offsets, const double* low, const double* high, int64_t n, double* out) {
+  shift_and_clip_body(x, offsets, low, high, n, out);
+}
+
+template <typename Real>
+struct RandomStart {
+  const Source& x;
+  Parameter<Real> eps;
+  Parameter<Real> low;
+  Parameter<Real> high;
+  uint64_t seed;
+  const Sink& out;
+  int64_t elements;  // of a sample for l2, of everything for linf
+};
+
+template <typename Real>
+struct StartBuffers {
+  alignas(64) float uniforms[kChunk];
+  alignas(64) Real offsets[kChunk];
+  alignas(64) Real x[kChunk];
+  alignas(64) Real eps[kChunk];
+  alignas(64) Real low[kChunk];
+  alignas(64) Real high[kChunk];
+  alignas(64) Real out[kChunk];
+};
+
+// Moves a chunk of x by `offsets`.
+template <typename Real>
+void place_chunk(const RandomStart<Real>& task, int64_t sample, int64_t start, int64_t n, const Real* offsets,
+                 StartBuffers<Real>& buffers) {
+  const Real* x = task.x.read(sample, start, n, buffers.x);
+  const Real* low = task.low.read(sample, start, n, buffers.low);
+  const Real* high = task.high.read(sample, start, n, buffers.high);
+  Real* out = task.out.place(sample, start, buffers.out);
+  shift_and_clip(x, offsets, low, high, n, out);
+  task.out.write(sample, start, n, out, buffers.out);
+}
+
+// Chunks [begin, end) of kChunk elements: x + eps (2u - 1), clipped.
+template <typename Real>
+void linf_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
+  StartBuffers<Real> buffers;
+  for (int64_t start = begin * kChunk; start < std::min(end * kChunk, task.elements); start += kChunk) {
+    const int64_t n = std::min(kChunk, task.elements - start);
+    uniform_run(task.seed, 0, start / 4, (n + 3) / 4, buffers.uniforms);
+    centre(buffers.uniforms, task.eps.read(0, start, n, buffers.eps), n, buffers.offsets);
+    place_chunk(task, 0, start, n, buffers.offsets, buffers);
+  }
+}
+
+struct NormalPair {
+  double cosine;
+  double sine;
+};
+
+// Box and Muller's two independent normal numbers from two uniform ones.
+inline NormalPair normal_pair(float u0, float u1) {
+  const double radius = std::sqrt(-2 * std::log1p(-static_cast<double>(u0)));
+  const double angle = 2 * 3.14159265358979323846 * u1;
+  return {radius * std::cos(angle), radius * std::sin(angle)};
+}
+
+// Normal numbers of the elements [first, first + n).
+template <typename Real>
+void normal_run(uint64_t seed, int64_t first, int64_t n, Real* numbers) {
+  float uniforms[4];
+  for (int64_t counter = first / 4; 4 * counter < first + n; ++counter) {
+    uniform_run(seed, 0, counter, 1, uniforms);
+    const NormalPair pairs[2] = {normal_pair(uniforms[0], uniforms[1]), normal_pair(uniforms[2], uniforms[3])};
+    const double four[4] = {pairs[0].cosine, pairs[0].sine, pairs[1].cosine, pairs[1].sine};
+    for (int64_t i = std::max(first, 4 * counter); i < std::min(first + n, 4 * counter + 4); ++i) {
+      numbers[i - first] = static_cast<Real>(four[i - 4 * counter]);
+    }
+  }
+}
+
+// eps u^(1/d): uniform in the volume of the d-dimensional ball.
+inline double random_radius(uint64_t seed, int64_t sample, double eps, int64_t dimensions) {
+  const double u = uniform(philox(static_cast<uint64_t>(sample), 1, seed).word[0]);
+  return eps * std::pow(u, 1.0 / static_cast<double>(dimensions));
+}
+
+// A random direction of length `radius`; a direction of no length stays where it is.
+template <typename Real>
+void scale_direction(std::vector<Real>& direction, double radius) {
+  double squared = 0;
+  for (Real number : direction) {
+    squared += static_cast<double>(number) * number;
+  }
+  const Real factor = static_cast<Real>(squared > 0 ? radius / std::sqrt(squared) : 0);
+  for (Real& number : direction) {
+    number *= factor;
+  }
+}
+
+// Samples [begin, end): x + eps u^(1/d) times a normal direction, clipped.
+template <typename Real>
+void l2_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
+  StartBuffers<Real> buffers;
+  std::vector<Real> direction(task.elements);
+  for (int64_t sample = begin; sample < end; ++sample) {
+    const double eps = *task.eps.read(sample, 0, 1, buffers.eps);
+    normal_run(task.seed, sample * task.elements, task.elements, direction.data());
+    scale_direction(direction, random_radius(task.seed, sample, eps, task.elements));
+    for (int64_t start = 0; start < task.elements; start += kChunk) {
+      const int64_t n = std::min(kChunk, task.elements - start);
+      place_chunk(task, sample, start, n, &direction[start], buffers);
+    }
+  }
+}
+
+}  // namespace fairkernels

@@ -1,0 +1,34 @@
+"""The command ``fairkernels``; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+main = typer.Typer(
+    name="fairkernels", help="Fair adversarial robustness for PyTorch.", no_args_is_help=True
+)
+
+
+@main.command()
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="How many times everything is trained.")] = 3,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it runs.")] = False,
+) -> None:
+    """Fair adversarial training on scikit-learn's digits: tables, pictures and a JSON file in minutes."""
+    from fairkernels.app.demo import run_demo
+
+    run_demo(output, seeds, quick)
+
+
+@main.command()
+def info(
+    selftest: Annotated[bool, typer.Option("--selftest", help="Check every operator on this machine.")] = False,
+) -> None:
+    """Versions, what was built and why not more."""
+    from fairkernels.app.info import run_info
+
+    raise typer.Exit(run_info(selftest))

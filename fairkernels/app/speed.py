@@ -1,0 +1,100 @@
+"""Time of the symmetry loss: our kernel, plain PyTorch, and the double loop of the official code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from fairkernels import functional as FK
+from fairkernels.ops import dispatch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+SHAPES = ((128, 10), (512, 100))
+"""Batch and classes."""
+
+
+def eager_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
+    """The loss as one would write it in plain PyTorch; classes that do not occur are charged as asymmetry."""
+    classes = logits.shape[-1]
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    rates = logits.new_zeros(classes, classes).index_add(0, labels, logits.softmax(-1)) / counts[:, None]
+    gap, mass = (rates - rates.mT).abs(), rates + rates.mT
+    return (gap * mass / (mass + eps)).triu(1).sum()
+
+
+def double_loop_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
+    """The way of the official Sy-FAR code: one sample at a time, then one pair of classes at a time."""
+    classes = logits.shape[-1]
+    sums, counts = [logits.new_zeros(classes) for _ in range(classes)], [0] * classes
+    for row, label in zip(logits.softmax(-1), labels.tolist(), strict=True):
+        sums[label] = sums[label] + row
+        counts[label] += 1
+    rates = [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+
+    penalty = logits.new_zeros(())
+    for i in range(classes):
+        for j in range(i + 1, classes):
+            mass = rates[i][j] + rates[j][i]
+            penalty = penalty + (rates[i][j] - rates[j][i]).abs() / (mass + eps) * mass
+    return penalty
+
+
+@dataclass(frozen=True)
+class Time:
+    name: str
+    batch: int
+    classes: int
+    microseconds: float  # forward + backward, median
+    runs: int
+
+
+def implementations() -> dict[str, Loss]:
+    backend = dispatch.choose("symmetry_loss", "cpu", torch.float32, dispatch.forced_backend(None))
+    return {
+        f"fairkernels ({backend})": FK.symmetry_loss,
+        "eager PyTorch": eager_loss,
+        "official double loop": double_loop_loss,
+        "cross-entropy, for scale": F.cross_entropy,
+    }
+
+
+def inputs(batch: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Logits that lean towards the truth, and labels among which every class occurs."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.arange(batch) % classes)[torch.randperm(batch, generator=generator)]
+    logits = torch.randn(batch, classes, generator=generator) + 2 * F.one_hot(labels, classes)
+    return logits.requires_grad_(), labels
+
+
+def with_gradient(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    value = loss(logits, labels)
+    return value.detach(), torch.autograd.grad(value, logits)[0]
+
+
+def measure(batch: int, classes: int, seconds: float = 1.0) -> list[Time]:
+    """Median time of forward and backward on one thread, after a check that the implementations agree.
+
+    Raises:
+        AssertionError: if two implementations of the symmetry loss differ in value or gradient.
+    """
+    logits, labels = inputs(batch, classes)
+    exact = with_gradient(eager_loss, logits.detach().double().requires_grad_(), labels)
+    times = []
+    for name, loss in implementations().items():
+        if loss is not F.cross_entropy:
+            for actual, expected in zip(with_gradient(loss, logits, labels), exact, strict=True):
+                torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-6)
+        timer = Timer(
+            "with_gradient(loss, logits, labels)",
+            globals={"with_gradient": with_gradient, "loss": loss, "logits": logits, "labels": labels},
+        )
+        measured = timer.blocked_autorange(min_run_time=seconds)
+        runs = len(measured.raw_times) * measured.number_per_run
+        times.append(Time(name, batch, classes, measured.median * 1e6, runs))
+    return times
