@@ -48,7 +48,7 @@ void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Option
                             parameter(eps, eps_source),
                             parameter(low, low_source),
                             parameter(high, high_source),
-                            mask_source.get(),
+                            parameter(1, mask_source),
                             static_cast<Real>(targeted ? -1 : 1),
                             sink,
                             images.elements()};

@@ -130,12 +130,12 @@ struct PgdStep {
   Parameter<Real> eps;
   Parameter<Real> low;
   Parameter<Real> high;
-  const Source* mask;  // null: all ones
+  Parameter<Real> mask;  // of value 1
   Real direction;      // +1 up the gradient, -1 down
   const Sink& out;
   int64_t elements;  // of a sample for l2, of everything for linf
 
-  bool constant() const { return !alpha.each && !eps.each && !low.each && !high.each && !mask; }
+  bool constant() const { return !alpha.each && !eps.each && !low.each && !high.each && !mask.each; }
 };
 
 // One thread's buffers of a chunk each.
@@ -149,7 +149,16 @@ struct PgdBuffers {
   alignas(64) Real low[kChunk];
   alignas(64) Real high[kChunk];
   alignas(64) Real mask[kChunk];
+  alignas(64) Real step[kChunk];
   alignas(64) Real out[kChunk];
+
+  explicit PgdBuffers(const PgdStep<Real>& pgd) {
+    pgd.alpha.fill(alpha);
+    pgd.eps.fill(eps);
+    pgd.low.fill(low);
+    pgd.high.fill(high);
+    pgd.mask.fill(mask);
+  }
 };
 
 template <typename Real>
@@ -168,9 +177,9 @@ void linf_chunk(const PgdStep<Real>& pgd, int64_t start, int64_t n, PgdBuffers<R
     const Real* eps = pgd.eps.read(0, start, n, buffers.eps);
     const Real* low = pgd.low.read(0, start, n, buffers.low);
     const Real* high = pgd.high.read(0, start, n, buffers.high);
-    const Real* mask = Parameter<Real>{1, pgd.mask}.read(0, start, n, buffers.mask);
-    std::transform(alpha, alpha + n, mask, buffers.alpha, [=](Real a, Real m) { return direction * a * m; });
-    linf_step(x_adv, grad, x, static_cast<const Real*>(buffers.alpha), eps, low, high, n, out);
+    const Real* mask = pgd.mask.read(0, start, n, buffers.mask);
+    std::transform(alpha, alpha + n, mask, buffers.step, [=](Real a, Real m) { return direction * a * m; });
+    linf_step(x_adv, grad, x, static_cast<const Real*>(buffers.step), eps, low, high, n, out);
   }
   pgd.out.write(0, start, n, out, buffers.out);
 }
@@ -178,7 +187,7 @@ void linf_chunk(const PgdStep<Real>& pgd, int64_t start, int64_t n, PgdBuffers<R
 // Chunks [begin, end) of kChunk elements.
 template <typename Real>
 void linf_chunks(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
-  PgdBuffers<Real> buffers;
+  PgdBuffers<Real> buffers(pgd);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t start = chunk * kChunk;
     linf_chunk(pgd, start, std::min(kChunk, pgd.elements - start), buffers);
@@ -188,10 +197,10 @@ void linf_chunks(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
 template <typename Real>
 const Real* masked_gradient(const PgdStep<Real>& pgd, int64_t sample, int64_t start, int64_t n, PgdBuffers<Real>& buffers) {
   const Real* grad = pgd.grad.read(sample, start, n, buffers.grad);
-  if (pgd.mask == nullptr) {
+  if (pgd.mask.each == nullptr) {
     return grad;
   }
-  multiply(grad, pgd.mask->read(sample, start, n, buffers.mask), n, buffers.grad);
+  multiply(grad, pgd.mask.read(sample, start, n, buffers.mask), n, buffers.grad);
   return buffers.grad;
 }
 
@@ -238,7 +247,7 @@ void l2_sample(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<Real>& buffe
 
 template <typename Real>
 void l2_samples(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
-  PgdBuffers<Real> buffers;
+  PgdBuffers<Real> buffers(pgd);
   for (int64_t sample = begin; sample < end; ++sample) {
     l2_sample(pgd, sample, buffers);
   }

@@ -1,5 +1,5 @@
 // A random point of the ball around each image. Bound by the generator, about 50 operations for four elements; in the l2 ball
-// by the logarithm, sine and cosine of every second element.
+// about 100 for two of them more, which have to be normal first.
 // An element's random numbers depend on the seed and on its row-major number alone, not on strides, dtype or threads. Products
 // and sums are kept in separate loops, so that no compiler fuses them and every machine starts from the same point.
 #pragma once
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/clip.h"
+#include "cpu/normal.h"
 #include "cpu/strided.h"
 #include "support/lanes.h"
 #include "support/philox.h"
@@ -81,6 +82,12 @@ struct StartBuffers {
   alignas(64) Real low[kChunk];
   alignas(64) Real high[kChunk];
   alignas(64) Real out[kChunk];
+
+  explicit StartBuffers(const RandomStart<Real>& task) {
+    task.eps.fill(eps);
+    task.low.fill(low);
+    task.high.fill(high);
+  }
 };
 
 // Moves a chunk of x by `offsets`.
@@ -98,7 +105,7 @@ void place_chunk(const RandomStart<Real>& task, int64_t sample, int64_t start, i
 // Chunks [begin, end) of kChunk elements: x + eps (2u - 1), clipped.
 template <typename Real>
 void linf_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
-  StartBuffers<Real> buffers;
+  StartBuffers<Real> buffers(task);
   for (int64_t start = begin * kChunk; start < std::min(end * kChunk, task.elements); start += kChunk) {
     const int64_t n = std::min(kChunk, task.elements - start);
     uniform_run(task.seed, 0, start / 4, (n + 3) / 4, buffers.uniforms);
@@ -107,29 +114,18 @@ void linf_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
   }
 }
 
-struct NormalPair {
-  double cosine;
-  double sine;
-};
-
-// Box and Muller's two independent normal numbers from two uniform ones.
-inline NormalPair normal_pair(float u0, float u1) {
-  const double radius = std::sqrt(-2 * std::log1p(-static_cast<double>(u0)));
-  const double angle = 2 * 3.14159265358979323846 * u1;
-  return {radius * std::cos(angle), radius * std::sin(angle)};
-}
-
 // Normal numbers of the elements [first, first + n).
 template <typename Real>
 void normal_run(uint64_t seed, int64_t first, int64_t n, Real* numbers) {
-  float uniforms[4];
-  for (int64_t counter = first / 4; 4 * counter < first + n; ++counter) {
-    uniform_run(seed, 0, counter, 1, uniforms);
-    const NormalPair pairs[2] = {normal_pair(uniforms[0], uniforms[1]), normal_pair(uniforms[2], uniforms[3])};
-    const double four[4] = {pairs[0].cosine, pairs[0].sine, pairs[1].cosine, pairs[1].sine};
-    for (int64_t i = std::max(first, 4 * counter); i < std::min(first + n, 4 * counter + 4); ++i) {
-      numbers[i - first] = static_cast<Real>(four[i - 4 * counter]);
-    }
+  alignas(64) float uniforms[kChunk];
+  alignas(64) double normals[kChunk];
+  for (int64_t start = first / 4 * 4; start < first + n; start += kChunk) {
+    const int64_t from = std::max(first, start);
+    const int64_t to = std::min(first + n, start + kChunk);
+    const int64_t counters = (to - start + 3) / 4;
+    uniform_run(seed, 0, start / 4, counters, uniforms);
+    normal_pairs(uniforms, 2 * counters, normals);
+    std::copy(normals + (from - start), normals + (to - start), numbers + (from - first));
   }
 }
 
@@ -155,7 +151,7 @@ void scale_direction(std::vector<Real>& direction, double radius) {
 // Samples [begin, end): x + eps u^(1/d) times a normal direction, clipped.
 template <typename Real>
 void l2_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
-  StartBuffers<Real> buffers;
+  StartBuffers<Real> buffers(task);
   std::vector<Real> direction(task.elements);
   for (int64_t sample = begin; sample < end; ++sample) {
     const double eps = *task.eps.read(sample, 0, 1, buffers.eps);

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/elements.h"
@@ -51,6 +53,12 @@ struct Walk {
   }
 
   bool one_run() const { return sizes.size() == 1; }
+
+  // After how many elements the operand repeats itself, as one value per channel does in channels_last; 0 if it does not.
+  int64_t period() const {
+    const bool repeats = !one_run() && strides[0] == 0;
+    return repeats ? std::accumulate(sizes.begin() + 1, sizes.end(), int64_t{1}, std::multiplies<int64_t>()) : 0;
+  }
 
  private:
   void append(int64_t size, int64_t stride) {
@@ -97,7 +105,7 @@ void for_each_run(const Walk& walk, int64_t start, int64_t count, const Function
 class Source {
  public:
   Source(const void* data, Dtype dtype, Walk walk, int64_t sample_stride)
-      : data_(data), dtype_(dtype), walk_(std::move(walk)), sample_stride_(sample_stride) {}
+      : data_(data), dtype_(dtype), walk_(std::move(walk)), sample_stride_(sample_stride), period_(walk_.period()) {}
 
   // Elements [start, start + count) as Real; they are in `buffer` unless they could be used where they are.
   template <typename Real>
@@ -110,18 +118,28 @@ class Source {
           return data + start;
         }
       }
-      for_each_run(walk_, start, count, [&](int64_t offset, int64_t done, int64_t length) {
-        load(data + offset, walk_.strides.back(), length, buffer + done);
-      });
+      gather(data, start, count, buffer);
       return buffer;
     });
   }
 
  private:
+  template <typename T, typename Real>
+  void gather(const T* data, int64_t start, int64_t count, Real* buffer) const {
+    const int64_t distinct = period_ > 0 ? std::min(period_, count) : count;
+    for_each_run(walk_, start, distinct, [&](int64_t offset, int64_t done, int64_t length) {
+      load(data + offset, walk_.strides.back(), length, buffer + done);
+    });
+    for (int64_t done = distinct; done < count; done *= 2) {
+      std::copy_n(buffer, std::min(done, count - done), buffer + done);
+    }
+  }
+
   const void* data_;
   Dtype dtype_;
   Walk walk_;
   int64_t sample_stride_;
+  int64_t period_;
 };
 
 // A number for all elements, or an operand with one for each.
@@ -130,12 +148,11 @@ struct Parameter {
   Real value;
   const Source* each;
 
-  const Real* read(int64_t sample, int64_t start, int64_t count, Real* buffer) const {
-    if (each != nullptr) {
-      return each->read(sample, start, count, buffer);
-    }
-    std::fill(buffer, buffer + count, value);
-    return buffer;
+  // One thread's buffer of a chunk; a number fills it once and for all.
+  void fill(Real* buffer) const { std::fill_n(buffer, each == nullptr ? kChunk : 0, value); }
+
+  const Real* read(int64_t sample, int64_t start, int64_t count, Real* filled) const {
+    return each == nullptr ? filled : each->read(sample, start, count, filled);
   }
 };
 

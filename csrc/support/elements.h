@@ -125,10 +125,12 @@ template <typename T, typename Real>
 void load(const T* from, int64_t stride, int64_t n, Real* to) {
   if (stride == 1) {
     load_run(from, n, to);
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    to[i] = static_cast<Real>(widen(from[i * stride]));
+  } else if (stride == 0) {
+    std::fill_n(to, n, static_cast<Real>(widen(*from)));
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = static_cast<Real>(widen(from[i * stride]));
+    }
   }
 }
 
@@ -136,10 +138,10 @@ template <typename T, typename Real>
 void store(const Real* from, int64_t n, T* to, int64_t stride) {
   if (stride == 1) {
     store_run(from, n, to);
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    to[i * stride] = narrow(from[i], T{});
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      to[i * stride] = narrow(from[i], T{});
+    }
   }
 }
 

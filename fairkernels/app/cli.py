@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-main = typer.Typer(
-    name="fairkernels", help="Fair adversarial robustness for PyTorch.", no_args_is_help=True
-)
+main = typer.Typer(name="fairkernels", help="Fair adversarial robustness for PyTorch.", no_args_is_help=True)
 
 
 @main.command()

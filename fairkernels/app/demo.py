@@ -1,7 +1,7 @@
 """``fairkernels demo``: fair adversarial training on scikit-learn's digits, and the time of its loss.
 
 Adversarial training makes a small CNN robust, but not equally for all classes. From there each method trains on with
-its penalty; the control merely trains on for as long. λ is chosen on the validation images and the test images are
+its penalty; the control merely trains on for as long. λ (α of the spectral loss) is chosen on the validation images and the test images are
 used once, for the table. The fair methods start warm because from scratch a large λ collapses: a model that predicts
 one class only has no gradient of the cross-entropy left to escape with.
 """
@@ -45,18 +45,15 @@ def families(settings: Settings) -> list[Family]:
     sharp = settings.temperature
     return [
         Family(
-            tuple(Method(f"Sy-FAR, λ = {w:g}", sym_weight=w) for w in settings.weights),
+            tuple(Method(f"Sy-FAR λ={w:g}", sym_weight=w) for w in settings.weights),
             "symmetry_gap",
         ),
         Family(
-            tuple(
-                Method(f"Sy-FAR, τ = {sharp:g}, λ = {w:g}", sym_weight=w, temperature=sharp)
-                for w in settings.weights
-            ),
+            tuple(Method(f"Sy-FAR τ={sharp:g} λ={w:g}", sym_weight=w, temperature=sharp) for w in settings.weights),
             "symmetry_gap",
         ),
         Family(
-            tuple(Method(f"spectral loss, weight {w:g}", spec_weight=w) for w in settings.weights),
+            tuple(Method(f"spectral loss α={w:g}", spec_weight=w) for w in settings.weights),
             "worst_class_accuracy",
         ),
     ]
@@ -205,9 +202,7 @@ def run_demo(output: Path, seeds: int = 3, quick: bool = False, console: Console
 
 def draw(content: dict[str, Any], results: Results, times: list[speed.Time], output: Path) -> None:
     settings, seeds = content["settings"], len(results.test[BASE])
-    mean_rates = {
-        method.name: report.rates(sum_of(outcomes)).numpy() for method, outcomes in results.test.items()
-    }
+    mean_rates = {method.name: report.rates(sum_of(outcomes)).numpy() for method, outcomes in results.test.items()}
     title = (
         f"Digits, {content['images']['test']} test images under PGD-{settings['test_steps']}, "
         f"l∞ radius {settings['radius']:g}: robust confusion in percent, mean of {seeds} seeds"

@@ -28,8 +28,8 @@ def save_confusions(matrices: Mapping[str, np.ndarray], title: str, path: Path) 
     for axis, (name, matrix) in zip(maps, matrices.items(), strict=True):
         image = heat_map(axis, matrix, highest)
         axis.set_title(name)
-    bar = figure.colorbar(image, ax=maps, shrink=0.6, location="left", pad=0.02)
-    bar.set_label("rate of the true class, %")
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.6, pad=0.02)
+    bar.set_label("share of the true class, %")
     accuracies(axes[len(matrices)], matrices)
     for axis in axes[len(matrices) + 1 :]:
         axis.set_axis_off()
@@ -63,7 +63,8 @@ def accuracies(axis: Axes, matrices: Mapping[str, np.ndarray]) -> None:
         axis.bar(np.arange(classes) + offset, 100 * matrix.diagonal(), width, label=name)
     axis.set(xlabel="true digit", ylabel="robust accuracy, %", xticks=range(classes), ylim=(0, 100))
     axis.set_title("robust accuracy per class")
-    axis.legend(fontsize=7, loc="lower left", framealpha=0.9)
+    axis.set_box_aspect(1)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
 
 def save_speed(times: Sequence[Time], machine: str, path: Path) -> None:
@@ -75,7 +76,7 @@ def save_speed(times: Sequence[Time], machine: str, path: Path) -> None:
         shown = [time for time in times if (time.batch, time.classes) == (batch, classes)]
         colours = ["tab:red", *["tab:grey"] * (len(shown) - 1)]
         bars = axis.barh([time.name for time in shown], [time.microseconds for time in shown], color=colours)
-        axis.bar_label(bars, [f"{time.microseconds:,.0f} µs" for time in shown], padding=4, fontsize=9)
+        axis.bar_label(bars, [str(time) for time in shown], padding=4, fontsize=9)
         axis.set(xscale="log", xlabel="median time, µs", title=f"batch {batch}, {classes} classes")
         axis.spines[["top", "right"]].set_visible(False)
     longest = max(time.microseconds for time in times)

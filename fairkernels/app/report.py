@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class Fairness:
 HEADINGS = {
     "clean_accuracy": "clean accuracy",
     "robust_accuracy": "robust accuracy",
-    "worst_class_accuracy": "worst class",
+    "worst_class_accuracy": "worst-class acc.",
     "source_gap": "source gap",
     "symmetry_gap": "symmetry gap",
     "largest_asymmetry": "largest asymmetry",
@@ -107,9 +108,7 @@ def mean_of(runs: Sequence[Fairness], metric: str) -> float:
     return fmean(getattr(run, metric) for run in runs)
 
 
-def choose(
-    candidates: Mapping[T, Sequence[Fairness]], control: Sequence[Fairness], target: str, tolerance: float
-) -> T:
+def choose(candidates: Mapping[T, Sequence[Fairness]], control: Sequence[Fairness], target: str, tolerance: float) -> T:
     """The candidate with the best mean target among those that keep the control's mean robust accuracy.
 
     ``tolerance`` of it may be lost; if nobody keeps it, the one with the highest robust accuracy is chosen.
@@ -131,22 +130,31 @@ def number(metric: str, mean: float, std: float | None, signed: bool = False) ->
     return text if std is None else f"{text} ± {scale * std:.{digits}f}"
 
 
+def plain_table(columns: Sequence[str], title: str) -> Table:
+    """Narrow enough for 80 characters; the numbers stand to the right."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
 def results_table(results: Mapping[str, Sequence[Fairness]], title: str) -> Table:
     """A column per method: mean ± standard deviation over seeds."""
-    table = Table("", *results, title=title, caption="Rates in percent.")
+    table = plain_table(list(results), title)
     for metric, heading in HEADINGS.items():
         table.add_row(
             heading,
             *(number(metric, *mean_and_std([getattr(run, metric) for run in runs])) for runs in results.values()),
         )
         if metric == "largest_asymmetry":
-            table.add_row("  most often", *map(usual_pair, results.values()))
+            table.add_row("  true→taken for", *map(usual_pair, results.values()))
     return table
 
 
 def usual_pair(runs: Sequence[Fairness]) -> str:
     (true, predicted), _ = Counter(run.largest_asymmetry_pair for run in runs).most_common(1)[0]
-    return f"{true} taken for {predicted}"
+    return f"{true}→{predicted}"
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def compare(runs: Sequence[Fairness], control: Sequence[Fairness]) -> list[Compa
 def paired_table(results: Mapping[str, Sequence[Fairness]], control: str) -> Table:
     """Each method against the control, seed by seed; green: better in every seed, red: in none."""
     compared = {name: compare(runs, results[control]) for name, runs in results.items() if name != control}
-    table = Table("", *compared, title=f"Minus “{control}”, seed by seed; in how many seeds better")
+    table = plain_table(list(compared), f"Minus “{control}”, seed by seed; in how many seeds better")
     for heading, *cells in zip(HEADINGS.values(), *compared.values(), strict=True):
         table.add_row(heading, *(f"[{colour(cell)}]{cell}[/]" for cell in cells))
     return table
@@ -197,16 +205,14 @@ def verdict(name: str, comparisons: Sequence[Comparison]) -> str:
 
 
 def speed_table(times: Sequence[Time]) -> Table:
-    table = Table("", "batch", "classes", "time", "of ours", title="Symmetry loss, forward + backward on one thread, median")
+    title = "Symmetry loss, forward + backward on one thread, median"
+    table = plain_table(["batch", "classes", "time", "relative"], title)
     for time in times:
         ours = next(other for other in times if (other.batch, other.classes) == (time.batch, time.classes))
         ratio = time.microseconds / ours.microseconds
-        table.add_row(time.name, str(time.batch), str(time.classes), duration(time.microseconds), f"{ratio:.3g}×")
+        text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+        table.add_row(time.name, str(time.batch), str(time.classes), str(time), text)
     return table
-
-
-def duration(microseconds: float) -> str:
-    return f"{microseconds:.0f} µs" if microseconds < 1000 else f"{microseconds / 1000:.3g} ms"
 
 
 # --- file ---------------------------------------------------------------------------------------------------------

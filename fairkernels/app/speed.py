@@ -53,6 +53,10 @@ class Time:
     microseconds: float  # forward + backward, median
     runs: int
 
+    def __str__(self) -> str:
+        value = self.microseconds
+        return f"{value:.0f} µs" if value < 1000 else f"{value / 1000:.3g} ms"
+
 
 def implementations() -> dict[str, Loss]:
     backend = dispatch.choose("symmetry_loss", "cpu", torch.float32, dispatch.forced_backend(None))

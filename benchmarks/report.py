@@ -1,0 +1,107 @@
+"""Writes the generated parts of README.md from the operator table and from the newest files in benchmarks/results.
+
+``python benchmarks/report.py`` rewrites them; with ``--check`` it fails if they are not what the files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fairkernels.app.report import HEADINGS, number
+from fairkernels.ops.schema import OPERATORS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def newest(pattern: str) -> dict[str, Any]:
+    """The newest result of its kind; names end with the date."""
+    return json.loads(max(RESULTS.glob(pattern)).read_text())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def demo() -> str:
+    result = newest("demo-*.json")
+    methods = result["test"]
+    rows = []
+    for metric, heading in HEADINGS.items():
+        unit = "" if metric == "symmetry_gap" else ", %"
+        cells = [number(metric, found["mean"][metric], found["std"][metric]) for found in methods.values()]
+        rows.append([heading + unit, *cells])
+    settings, machine = result["settings"], result["machine"]
+    seeds = len(next(iter(methods.values()))["seeds"])
+    caption = (
+        f"{result['images']['test']} test images of scikit-learn's digits under PGD-{settings['test_steps']}, "
+        f"l∞ radius {settings['radius']:g}; mean ± standard deviation over {seeds} seeds. λ was chosen on the "
+        f"validation images. With the control's errors made perfectly symmetric, chance alone would leave a symmetry "
+        f"gap of {result['symmetry_floor']:.2f} on so few images. "
+        f"{result['seconds']:.0f} s on {machine['cores']} cores ({machine['processor']}, torch {machine['torch']})."
+    )
+    return f"{table(['', *methods], rows)}\n\n{caption}"
+
+
+def speed() -> str:
+    result = newest("demo-*.json")
+    times = result["speed"]
+    shapes = list(dict.fromkeys((time["batch"], time["classes"]) for time in times))
+    names = list(dict.fromkeys(time["name"] for time in times))
+    found = {(time["name"], time["batch"], time["classes"]): time["microseconds"] for time in times}
+    rows = []
+    for name in names:
+        cells = []
+        for shape in shapes:
+            own, ours = found[name, *shape], found[names[0], *shape]
+            cells.append(f"{own:,.0f} µs ({own / ours:,.3g} ×)")
+        rows.append([name, *cells])
+    machine = result["machine"]
+    caption = f"Median, float32, one thread, {machine['processor']}, torch {machine['torch']}."
+    return f"{table(['', *(f'B={batch}, K={classes}' for batch, classes in shapes)], rows)}\n\n{caption}"
+
+
+def support() -> str:
+    def mark(yes: bool) -> str:
+        return "yes" if yes else "–"
+
+    rows = [
+        [f"`{name}`", "yes", *(mark(b in o.kernels) for b in ("native", "triton")), "2" if o.differentiable else "–"]
+        for name, o in OPERATORS.items()
+    ]
+    return table(["operator", "reference", "native CPU", "Triton", "derivatives"], rows)
+
+
+PARTS = {"demo": demo, "speed": speed, "support": support}
+
+
+def filled(text: str) -> str:
+    for name, part in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no place for {name}: <!-- {name} --> ... <!-- /{name} -->")
+        content = part()
+        text = pattern.sub(lambda found, content=content: found[1] + content + found[2], text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    text = README.read_text()
+    expected = filled(text)
+    if not parser.parse_args().check:
+        README.write_text(expected)
+    elif text != expected:
+        sys.exit("README.md is not what benchmarks/results says: run python benchmarks/report.py")
+
+
+if __name__ == "__main__":
+    main()
