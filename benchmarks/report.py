@@ -60,7 +60,7 @@ def speed() -> str:
     for name in names:
         cells = []
         for shape in shapes:
-            own, ours = found[name, *shape], found[names[0], *shape]
+            own, ours = found[(name, *shape)], found[(names[0], *shape)]
             cells.append(f"{own:,.0f} µs ({own / ours:,.3g} ×)")
         rows.append([name, *cells])
     machine = result["machine"]

@@ -23,7 +23,8 @@ Tensor forward(const Tensor& predictions, const Tensor& labels, int64_t num_clas
   const ProblemOffset prediction_offset(predictions, 1);
   const ProblemOffset label_offset(labels, 1);
   for_each_problem(product(reshaped(shape, 1, {})), samples + size, [&](int64_t problem) {
-    const LabelRow predicted{data_of<int64_t>(predictions) + prediction_offset(problem), predictions.stride(-1), samples};
+    const LabelRow predicted{data_of<int64_t>(predictions) + prediction_offset(problem), predictions.stride(-1),
+                             samples};
     const LabelRow actual{data_of<int64_t>(labels) + label_offset(problem), labels.stride(-1), samples};
     count_pairs(predicted, actual, num_classes, ignore_index, mutable_data_of<int64_t>(counts) + problem * size);
   });

@@ -17,9 +17,10 @@ void run(const PgdStep<Real>& pgd, Norm norm, const ImageWalk& images) {
   }
 }
 
-void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& alphas, const OptionalTensor& epsilons,
-          const OptionalTensor& lows, const OptionalTensor& highs, const OptionalTensor& mask, double alpha, double eps, double low,
-          double high, StringHandle norm_name, bool targeted, const Tensor& out) {
+void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& alphas,
+          const OptionalTensor& epsilons, const OptionalTensor& lows, const OptionalTensor& highs,
+          const OptionalTensor& mask, double alpha, double eps, double low, double high, StringHandle norm_name,
+          bool targeted, const Tensor& out) {
   const Norm norm = take_norm(norm_name);
   const Dtype dtype = float_dtype_of(x, "x");
   require_shape(out, shape_of(x), "out");
@@ -61,8 +62,9 @@ void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Option
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
   m.def(
-      "_pgd_step_native(Tensor x_adv, Tensor grad, Tensor x, Tensor? alphas, Tensor? epsilons, Tensor? lows, Tensor? highs, "
-      "Tensor? mask, float alpha, float eps, float low, float high, str norm, bool targeted, Tensor(a!) out) -> ()");
+      "_pgd_step_native(Tensor x_adv, Tensor grad, Tensor x, Tensor? alphas, Tensor? epsilons, Tensor? lows, "
+      "Tensor? highs, Tensor? mask, float alpha, float eps, float low, float high, str norm, bool targeted, "
+      "Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {

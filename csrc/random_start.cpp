@@ -40,8 +40,8 @@ void run(const RandomStart<Real>& task, Norm norm, const ImageWalk& images) {
   }
 }
 
-Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTensor& lows, const OptionalTensor& highs, double eps,
-             double low, double high, StringHandle norm_name, int64_t seed) {
+Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTensor& lows, const OptionalTensor& highs,
+             double eps, double low, double high, StringHandle norm_name, int64_t seed) {
   const Norm norm = take_norm(norm_name);
   const Dtype dtype = float_dtype_of(x, "x");
   const Tensor out = empty_like(x, dtype);
@@ -76,8 +76,8 @@ Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTens
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
   m.def(
-      "_random_start_native(Tensor x, Tensor? epsilons, Tensor? lows, Tensor? highs, float eps, float low, float high, str norm, "
-      "int seed) -> Tensor");
+      "_random_start_native(Tensor x, Tensor? epsilons, Tensor? lows, Tensor? highs, float eps, float low, "
+      "float high, str norm, int seed) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {

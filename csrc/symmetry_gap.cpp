@@ -99,16 +99,16 @@ double forward_problem(const GapArguments& arguments, int64_t problem) {
   return total * reduction_scale(arguments, active);
 }
 
-Tensor forward(const Tensor& confusion, const OptionalTensor& counts, double eps, StringHandle absent, StringHandle reduction) {
+Tensor forward(const Tensor& confusion, const OptionalTensor& counts, double eps, StringHandle absent,
+               StringHandle reduction) {
   const SymmetryOptions options(absent, reduction);
   const GapArguments arguments(confusion, counts, eps, options);
   const Tensor gap = empty(reshaped(arguments.shape, 2, {}), arguments.dtype);
   with_float_type(arguments.dtype, [&](auto type) {
     using T = decltype(type);
     T* out = mutable_data_of<T>(gap);
-    for_each_problem(arguments.problems, arguments.classes * arguments.classes, [&](int64_t problem) {
-      out[problem] = narrow(forward_problem<T>(arguments, problem), T{});
-    });
+    for_each_problem(arguments.problems, arguments.classes * arguments.classes,
+                     [&](int64_t problem) { out[problem] = narrow(forward_problem<T>(arguments, problem), T{}); });
   });
   return gap;
 }
@@ -126,8 +126,8 @@ void backward_problem(const GapArguments& arguments, int64_t problem, double gra
   });
 }
 
-Tensor backward(const Tensor& grad, const Tensor& confusion, const OptionalTensor& counts, double eps, StringHandle absent,
-                StringHandle reduction) {
+Tensor backward(const Tensor& grad, const Tensor& confusion, const OptionalTensor& counts, double eps,
+                StringHandle absent, StringHandle reduction) {
   const SymmetryOptions options(absent, reduction);
   const GapArguments arguments(confusion, counts, eps, options);
   require_dtype(grad, arguments.dtype, "grad");
@@ -151,8 +151,8 @@ Tensor backward(const Tensor& grad, const Tensor& confusion, const OptionalTenso
 STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
   m.def("_symmetry_gap_native(Tensor confusion, Tensor? counts, float eps, str absent, str reduction) -> Tensor");
   m.def(
-      "_symmetry_gap_backward_native(Tensor grad, Tensor confusion, Tensor? counts, float eps, str absent, str reduction) "
-      "-> Tensor");
+      "_symmetry_gap_backward_native(Tensor grad, Tensor confusion, Tensor? counts, float eps, str absent, "
+      "str reduction) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {

@@ -13,8 +13,8 @@
 namespace fairkernels {
 namespace {
 
-// One problem's coefficients dL/dC: a row for each class that occurs, in increasing order, and a column for each of those
-// classes (absent classes ignored) or for every class (charged).
+// One problem's coefficients dL/dC: a row for each class that occurs, in increasing order, and a column for each of
+// those classes (absent classes ignored) or for every class (charged).
 Shape coefficients_shape(const ConfusionArguments& arguments, Absent absent) {
   const int64_t rows = std::min(arguments.samples, arguments.classes);
   const int64_t columns = absent == Absent::ignore ? rows : arguments.classes;
@@ -40,7 +40,8 @@ double charge_present(const Matrix<Real>& matrix, int64_t present, Real eps, Rea
 
 // Pairs of a present and an absent class as well. Those of two present classes are worked on in a matrix of their own.
 template <typename Real>
-double charge_all(const Matrix<Real>& matrix, const std::vector<int64_t>& present, int64_t classes, Real eps, Real scale) {
+double charge_all(const Matrix<Real>& matrix, const std::vector<int64_t>& present, int64_t classes, Real eps,
+                  Real scale) {
   const int64_t n = present.size();
   std::vector<Real> absent(classes, 1);
   std::vector<Real> square(n * n);
@@ -88,18 +89,19 @@ double forward_problem(const ConfusionArguments& arguments, int64_t problem, con
   const int64_t n = present.size();
   const bool compact = options.absent == Absent::ignore;
   clear_unused(matrix, shape, n, compact ? n : arguments.classes);
-  parallel_ranges(n, arguments.samples + arguments.classes, [&](int64_t begin, int64_t end) {
-    rate_rows(logits, order, present, compact, begin, end, matrix);
-  });
+  parallel_ranges(n, arguments.samples + arguments.classes,
+                  [&](int64_t begin, int64_t end) { rate_rows(logits, order, present, compact, begin, end, matrix); });
   const double poison = zero_or_nan(matrix, present, compact);
   const double scale = options.scale(compact ? n : arguments.classes);
-  const double total = compact ? charge_present(matrix, n, static_cast<Real>(eps), static_cast<Real>(scale))
-                               : charge_all(matrix, present, arguments.classes, static_cast<Real>(eps), static_cast<Real>(scale));
+  const double total =
+      compact ? charge_present(matrix, n, static_cast<Real>(eps), static_cast<Real>(scale))
+              : charge_all(matrix, present, arguments.classes, static_cast<Real>(eps), static_cast<Real>(scale));
   return total * scale + poison;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, double eps,
-                                   StringHandle absent, StringHandle reduction, double temperature, int64_t ignore_index) {
+std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight,
+                                   double eps, StringHandle absent, StringHandle reduction, double temperature,
+                                   int64_t ignore_index) {
   const SymmetryOptions options(absent, reduction);
   const ConfusionArguments arguments(logits, labels, sample_weight, temperature, ignore_index);
   const Shape shape = coefficients_shape(arguments, options.absent);
@@ -149,15 +151,15 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, Abse
     }
   };
   parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, scales.data(), load_gradient, grad_logits);
+    backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, scales.data(), load_gradient,
+                    grad_logits);
   });
   clear_ignored(order, grad_logits);
 }
 
-Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, double eps,
-                StringHandle absent, StringHandle reduction, double temperature, int64_t ignore_index,
-                const Tensor& coefficients) {
-  (void)eps;  // already in the coefficients, as is the reduction
+Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight,
+                double /*eps, in the coefficients*/, StringHandle absent, StringHandle reduction, double temperature,
+                int64_t ignore_index, const Tensor& coefficients) {
   const SymmetryOptions options(absent, reduction);
   const ConfusionArguments arguments(logits, labels, sample_weight, temperature, ignore_index);
   const Shape shape = coefficients_shape(arguments, options.absent);
@@ -174,7 +176,8 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
     for_each_problem(arguments.problems, size, [&](int64_t problem) {
       const double factor = widen(data_of<T>(grad)[grad_offset(problem)]) / temperature;
       const auto matrix = problem_matrix(data_of<Accumulator<T>>(dense), shape, problem);
-      backward_problem(arguments, problem, options.absent, factor, matrix, mutable_data_of<T>(grad_logits) + problem * size);
+      backward_problem(arguments, problem, options.absent, factor, matrix,
+                       mutable_data_of<T>(grad_logits) + problem * size);
     });
   });
   return grad_logits;
@@ -185,11 +188,11 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
   m.def(
-      "_symmetry_loss_native(Tensor logits, Tensor labels, Tensor? sample_weight, float eps, str absent, str reduction, "
-      "float temperature, int ignore_index) -> (Tensor loss, Tensor coefficients)");
+      "_symmetry_loss_native(Tensor logits, Tensor labels, Tensor? sample_weight, float eps, str absent, "
+      "str reduction, float temperature, int ignore_index) -> (Tensor loss, Tensor coefficients)");
   m.def(
-      "_symmetry_loss_backward_native(Tensor grad, Tensor logits, Tensor labels, Tensor? sample_weight, float eps, str absent, "
-      "str reduction, float temperature, int ignore_index, Tensor coefficients) -> Tensor");
+      "_symmetry_loss_backward_native(Tensor grad, Tensor logits, Tensor labels, Tensor? sample_weight, float eps, "
+      "str absent, str reduction, float temperature, int ignore_index, Tensor coefficients) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {

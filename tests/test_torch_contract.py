@@ -57,6 +57,13 @@ def test_fake_promises_what_comes(name, backend, label):
     assert [(t.shape, t.dtype, t.stride()) for t in real] == [(t.shape, t.dtype, t.stride()) for t in promised]
 
 
+@pytest.mark.parametrize(("name", "backend", "label"), every_call(keep=lambda s: s.smooth, backends=COMPILED))
+def test_every_element_of_every_result_is_written(name, backend, label):
+    """Also of those that only a backward kernel reads: fresh memory is NaN."""
+    results = flat(registered(name)(*operator_call(name, sample(name, label)), backend=backend))
+    assert all(result.isfinite().all() for result in results)
+
+
 @pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
 def test_registered_op_has_the_gradient_of_the_function(name, backend):
     s = plain(name, torch.float64)

@@ -1,5 +1,5 @@
-// How often each class is taken for each, rows the true class. Bound by memory: 16 bytes read for a sample, K * K counts of 8
-// bytes cleared and, at random, incremented. One thread for a problem: two would need a matrix each.
+// How often each class is taken for each, rows the true class. Bound by memory: 16 bytes read for a sample, K * K
+// counts of 8 bytes cleared and, at random, incremented. One thread for a problem: two would need a matrix each.
 #pragma once
 
 #include <algorithm>

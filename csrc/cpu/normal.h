@@ -1,17 +1,18 @@
-// Normal numbers by the method of Box and Muller: from two uniform ones u0 and u1, sqrt(-2 ln(1 - u0)) times the cosine and the
-// sine of 2 pi u1. In double and branch free, so that they vectorise: the library's functions take ten times as long.
+// Normal numbers by the method of Box and Muller: from two uniform ones u0 and u1, sqrt(-2 ln(1 - u0)) times the cosine
+// and the sine of 2 pi u1. In double and branch free, so that they vectorise: the library's functions take ten times as
+// long.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "support/exp.h"
+#include "support/bits.h"
 #include "support/platform.h"
 
 namespace fairkernels {
 
-// ln(v) for normal v in (0, 1]: v = 2^e m with m in [1/sqrt 2, sqrt 2], ln m = 2 atanh((m - 1) / (m + 1)) by its series. Near 1,
-// e is 0 and m - 1 exact, so that small logarithms keep their digits.
+// ln(v) for normal v in (0, 1]: v = 2^e m with m in [1/sqrt 2, sqrt 2], ln m = 2 atanh((m - 1) / (m + 1)) by its
+// series. Near 1, e is 0 and m - 1 exact, so that small logarithms keep their digits.
 FK_INLINE double log_of_unit(double v) {
   const uint64_t bits = bits_as<uint64_t>(v);
   const double mantissa = bits_as<double>((bits & 0x000fffffffffffffull) | 0x3ff0000000000000ull);
@@ -41,8 +42,9 @@ struct SineCosine {
   double cosine;
 };
 
-// Sine and cosine of 2 pi u, u in [0, 1): the nearest quarter turn is taken off exactly, the rest is at most pi / 4 and left to
-// Taylor's polynomials (remainder 5e-17). The magic number 1.5 * 2^52 rounds and leaves the quarter in the low bits.
+// Sine and cosine of 2 pi u, u in [0, 1): the nearest quarter turn is taken off exactly, the rest is at most pi / 4 and
+// left to Taylor's polynomials (remainder 5e-17). The magic number 1.5 * 2^52 rounds and leaves the quarter in the low
+// bits.
 FK_INLINE SineCosine turn(double u) {
   const double magic = 6755399441055744.0;
   const double shifted = 4 * u + magic;

@@ -1,6 +1,7 @@
 // One step of projected gradient descent.
 // linf: bound by memory, 3 reads and 1 write of an element, 16 bytes in fp32, nothing read twice; about 12 operations.
-// l2: two passes, the first for three sums over a sample; 28 bytes of an element in fp32, unless a sample stays in the cache.
+// l2: two passes, the first for three sums over a sample; 28 bytes of an element in fp32, unless a sample stays in the
+// cache.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +31,8 @@ FK_INLINE Real sign(Real x) {
 
 // out = clip(clip(x_adv + step sign(grad), x - eps, x + eps), low, high); `out` may be any of the images.
 template <typename Real, typename Values>
-FK_INLINE void linf_step_body(const Real* x_adv, const Real* grad, const Real* x, Values step, Values eps, Values low, Values high,
-                              int64_t n, Real* out) {
+FK_INLINE void linf_step_body(const Real* x_adv, const Real* grad, const Real* x, Values step, Values eps, Values low,
+                              Values high, int64_t n, Real* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const Real moved = x_adv[i] + step[i] * sign(grad[i]);
@@ -40,23 +41,24 @@ FK_INLINE void linf_step_body(const Real* x_adv, const Real* grad, const Real* x
   }
 }
 
-FK_CLONES static void linf_step(const float* x_adv, const float* grad, const float* x, Constant<float> step, Constant<float> eps,
-                                Constant<float> low, Constant<float> high, int64_t n, float* out) {
+FK_CLONES static void linf_step(const float* x_adv, const float* grad, const float* x, Constant<float> step,
+                                Constant<float> eps, Constant<float> low, Constant<float> high, int64_t n, float* out) {
   linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
 }
 
 FK_CLONES static void linf_step(const double* x_adv, const double* grad, const double* x, Constant<double> step,
-                                Constant<double> eps, Constant<double> low, Constant<double> high, int64_t n, double* out) {
+                                Constant<double> eps, Constant<double> low, Constant<double> high, int64_t n,
+                                double* out) {
   linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
 }
 
-FK_CLONES static void linf_step(const float* x_adv, const float* grad, const float* x, const float* step, const float* eps,
-                                const float* low, const float* high, int64_t n, float* out) {
+FK_CLONES static void linf_step(const float* x_adv, const float* grad, const float* x, const float* step,
+                                const float* eps, const float* low, const float* high, int64_t n, float* out) {
   linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
 }
 
-FK_CLONES static void linf_step(const double* x_adv, const double* grad, const double* x, const double* step, const double* eps,
-                                const double* low, const double* high, int64_t n, double* out) {
+FK_CLONES static void linf_step(const double* x_adv, const double* grad, const double* x, const double* step,
+                                const double* eps, const double* low, const double* high, int64_t n, double* out) {
   linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
 }
 
@@ -95,8 +97,8 @@ FK_INLINE void l2_step_body(const Real* x_adv, const Real* grad, const Real* x, 
   }
 }
 
-FK_CLONES static void l2_step(const float* x_adv, const float* grad, const float* x, float step, float shrink, const float* low,
-                              const float* high, int64_t n, float* out) {
+FK_CLONES static void l2_step(const float* x_adv, const float* grad, const float* x, float step, float shrink,
+                              const float* low, const float* high, int64_t n, float* out) {
   l2_step_body(x_adv, grad, x, step, shrink, low, high, n, out);
 }
 
@@ -131,7 +133,7 @@ struct PgdStep {
   Parameter<Real> low;
   Parameter<Real> high;
   Parameter<Real> mask;  // of value 1
-  Real direction;      // +1 up the gradient, -1 down
+  Real direction;        // +1 up the gradient, -1 down
   const Sink& out;
   int64_t elements;  // of a sample for l2, of everything for linf
 
@@ -195,7 +197,8 @@ void linf_chunks(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
 }
 
 template <typename Real>
-const Real* masked_gradient(const PgdStep<Real>& pgd, int64_t sample, int64_t start, int64_t n, PgdBuffers<Real>& buffers) {
+const Real* masked_gradient(const PgdStep<Real>& pgd, int64_t sample, int64_t start, int64_t n,
+                            PgdBuffers<Real>& buffers) {
   const Real* grad = pgd.grad.read(sample, start, n, buffers.grad);
   if (pgd.mask.each == nullptr) {
     return grad;

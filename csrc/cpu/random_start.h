@@ -1,7 +1,7 @@
-// A random point of the ball around each image. Bound by the generator, about 50 operations for four elements; in the l2 ball
-// about 100 for two of them more, which have to be normal first.
-// An element's random numbers depend on the seed and on its row-major number alone, not on strides, dtype or threads. Products
-// and sums are kept in separate loops, so that no compiler fuses them and every machine starts from the same point.
+// A random point of the ball around each image. Bound by the generator, about 50 operations for four elements, and in
+// the l2 ball by their way to normal numbers, about 50 for each. An element's random numbers depend on the seed and on
+// its row-major number alone, not on strides, dtype or threads. Products and sums are kept in separate loops, so that
+// no compiler fuses them and every machine starts from the same point.
 #pragma once
 
 #include <algorithm>
@@ -47,18 +47,21 @@ FK_CLONES static void centre(const float* uniforms, const double* eps, int64_t n
 }
 
 template <typename Real>
-FK_INLINE void shift_and_clip_body(const Real* x, const Real* offsets, const Real* low, const Real* high, int64_t n, Real* out) {
+FK_INLINE void shift_and_clip_body(const Real* x, const Real* offsets, const Real* low, const Real* high, int64_t n,
+                                   Real* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     out[i] = clip(x[i] + offsets[i], low[i], high[i]);
   }
 }
 
-FK_CLONES static void shift_and_clip(const float* x, const float* offsets, const float* low, const float* high, int64_t n, float* out) {
+FK_CLONES static void shift_and_clip(const float* x, const float* offsets, const float* low, const float* high,
+                                     int64_t n, float* out) {
   shift_and_clip_body(x, offsets, low, high, n, out);
 }
 
-FK_CLONES static void shift_and_clip(const double* x, const double* offsets, const double* low, const double* high, int64_t n, double* out) {
+FK_CLONES static void shift_and_clip(const double* x, const double* offsets, const double* low, const double* high,
+                                     int64_t n, double* out) {
   shift_and_clip_body(x, offsets, low, high, n, out);
 }
 

@@ -1,7 +1,7 @@
-// The soft confusion matrix C_ij = (1 / n_i) sum over b of class i of w_b softmax(z_b / temperature)_j, row by row, and its
-// backward (Sy-FAR, arXiv 2509.12939).
-// Bound by the exp of the B * K logits, which either direction computes once; beyond it each direction reads the logits
-// once. Forward writes K * K rates, backward reads the K rows of the incoming gradient that occur and writes B * K.
+// The soft confusion matrix C_ij = (1 / n_i) sum over b of class i of w_b softmax(z_b / temperature)_j, row by row, and
+// its backward (Sy-FAR, arXiv 2509.12939). Bound by the exp of the B * K logits, which either direction computes once;
+// beyond it each direction reads the logits once. Forward writes K * K rates, backward reads the K rows of the incoming
+// gradient that occur and writes B * K.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 
 namespace fairkernels {
 
-// total_k += sum over rows of factors[r] exps[r, k]. Sixteen rows at most are added in their own type, for speed, and these
-// sums in double: 150 single-precision additions in a row would cost four units in the last place.
+// total_k += sum over rows of factors[r] exps[r, k]. Sixteen rows at most are added in their own type, for speed, and
+// these sums in double: 150 single-precision additions in a row would cost four units in the last place.
 template <typename Real>
 FK_INLINE void add_rows_body(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, double* total) {
   const int64_t most = 16;
@@ -44,7 +44,8 @@ FK_CLONES static void add_rows(const float* exps, const float* factors, int64_t 
   add_rows_body(exps, factors, n_rows, width, total);
 }
 
-FK_CLONES static void add_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width, double* total) {
+FK_CLONES static void add_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width,
+                               double* total) {
   add_rows_body(exps, factors, n_rows, width, total);
 }
 
@@ -98,8 +99,8 @@ FK_CLONES static void scale_row(const double* total, double factor, int64_t n, d
 
 // Rows [begin, end) of one confusion matrix; factors[i] is what row i is multiplied by.
 template <typename T>
-void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const double* factors, int64_t begin,
-                    int64_t end, T* confusion) {
+void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const double* factors,
+                    int64_t begin, int64_t end, T* confusion) {
   const int64_t classes = logits.classes;
   ClassSum<T> class_sum(logits);
   std::vector<Accumulator<T>> scaled(classes);
@@ -129,8 +130,8 @@ FK_INLINE Real gradient_at_top(const Real* exps, const Real* gradient, int64_t w
 }
 
 // One row of the softmax's backward, in place of its exponentials: scale p_k (g_k - sum_j g_j p_j), p = exps / sum. The
-// gradient is shifted by its value at the row's top class: for a confident row the difference in brackets is otherwise lost
-// to rounding where p_k is close to 1 (100 % wrong at a margin of 20).
+// gradient is shifted by its value at the row's top class: for a confident row the difference in brackets is otherwise
+// lost to rounding where p_k is close to 1 (100 % wrong at a margin of 20).
 template <typename Real>
 FK_INLINE void softmax_backward_row(Real* exps, Real sum, Real scale, const Real* gradient, int64_t width) {
   const int64_t n = width / kLanes * kLanes;
@@ -145,28 +146,28 @@ FK_INLINE void softmax_backward_row(Real* exps, Real sum, Real scale, const Real
 }
 
 template <typename Real>
-FK_INLINE void softmax_backward_body(Real* exps, const Real* sums, const Real* scales, const Real* gradient, int64_t n_rows,
-                                     int64_t width) {
+FK_INLINE void softmax_backward_body(Real* exps, const Real* sums, const Real* scales, const Real* gradient,
+                                     int64_t n_rows, int64_t width) {
   for (int64_t r = 0; r < n_rows; ++r) {
     softmax_backward_row(exps + r * width, sums[r], scales[r], gradient, width);
   }
 }
 
-FK_CLONES static void softmax_backward(float* exps, const float* sums, const float* scales, const float* gradient, int64_t n_rows,
-                                       int64_t width) {
+FK_CLONES static void softmax_backward(float* exps, const float* sums, const float* scales, const float* gradient,
+                                       int64_t n_rows, int64_t width) {
   softmax_backward_body(exps, sums, scales, gradient, n_rows, width);
 }
 
-FK_CLONES static void softmax_backward(double* exps, const double* sums, const double* scales, const double* gradient, int64_t n_rows,
-                                       int64_t width) {
+FK_CLONES static void softmax_backward(double* exps, const double* sums, const double* scales, const double* gradient,
+                                       int64_t n_rows, int64_t width) {
   softmax_backward_body(exps, sums, scales, gradient, n_rows, width);
 }
 
 // Chunks [begin, end) of one problem. load_gradient(label, row) puts the incoming gradient of one class into `row`;
-// scales[label] w_b is what each of its samples multiplies it by. `grad_logits` is a contiguous B x K.
+// class_scales[label] w_b is what each of its samples multiplies it by. `grad_logits` is a contiguous B x K.
 template <typename T, typename LoadGradient>
-void backward_chunks(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const Chunk* begin, const Chunk* end,
-                     const double* class_scales, const LoadGradient& load_gradient, T* grad_logits) {
+void backward_chunks(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const Chunk* begin,
+                     const Chunk* end, const double* class_scales, const LoadGradient& load_gradient, T* grad_logits) {
   using Real = Accumulator<T>;
   ExpChunk<T> rows(logits);
   std::vector<Real> gradient(rows.width());

@@ -28,8 +28,8 @@ FK_INLINE Real maximum(const Real* row, int64_t width) {
   return top;
 }
 
-// Replaces a row of logits by exp((z - max) / temperature) and returns the sum. The division comes after the subtraction,
-// where it is exact for the largest.
+// Replaces a row of logits by exp((z - max) / temperature) and returns the sum. The division comes after the
+// subtraction, where it is exact for the largest.
 template <typename Real>
 FK_INLINE Real exp_row(Real* row, int64_t width, Real temperature) {
   Real top = maximum(row, width);

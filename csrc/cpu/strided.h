@@ -1,6 +1,6 @@
-// Operands of an elementwise kernel, whatever their dtype, strides and broadcasting. The elements are numbered in one common
-// order; each operand is walked in that order and handed to the kernel in chunks: in place where a chunk lies in memory as
-// the kernel wants it, otherwise through a small buffer.
+// Operands of an elementwise kernel, whatever their dtype, strides and broadcasting. The elements are numbered in one
+// common order; each operand is walked in that order and handed to the kernel in chunks: in place where a chunk lies in
+// memory as the kernel wants it, otherwise through a small buffer.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,8 @@ inline std::vector<size_t> row_major_order(size_t dims) {
   return order;
 }
 
-// How one operand is walked: dimensions from the outermost to the innermost, neighbours merged where one stride serves both.
+// How one operand is walked: dimensions from the outermost to the innermost, neighbours merged where one stride serves
+// both.
 struct Walk {
   Dims sizes;
   Dims strides;
@@ -54,7 +55,8 @@ struct Walk {
 
   bool one_run() const { return sizes.size() == 1; }
 
-  // After how many elements the operand repeats itself, as one value per channel does in channels_last; 0 if it does not.
+  // After how many elements the operand repeats itself, as one value per channel does in channels_last; 0 if it does
+  // not.
   int64_t period() const {
     const bool repeats = !one_run() && strides[0] == 0;
     return repeats ? std::accumulate(sizes.begin() + 1, sizes.end(), int64_t{1}, std::multiplies<int64_t>()) : 0;
@@ -100,8 +102,8 @@ void for_each_run(const Walk& walk, int64_t start, int64_t count, const Function
   }
 }
 
-// An operand that is read: an image, or a parameter broadcast over it. Where samples are worked on one by one the walk is that
-// of one sample, and sample_stride leads from one to the next; otherwise there is a single sample, number 0.
+// An operand that is read: an image, or a parameter broadcast over it. Where samples are worked on one by one the walk
+// is that of one sample, and sample_stride leads from one to the next; otherwise there is a single sample, number 0.
 class Source {
  public:
   Source(const void* data, Dtype dtype, Walk walk, int64_t sample_stride)

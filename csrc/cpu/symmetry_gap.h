@@ -1,6 +1,7 @@
 // The symmetry penalty summed over all unordered pairs of classes, and its derivative (Sy-FAR, arXiv 2509.12939).
-// Bound by memory: K * K rates are read once, and the backward writes as many; about 15 operations for a pair. C_ij and C_ji
-// lie far apart, so pairs are visited in tiles: 32 x 32 rates and the transpose of their mirror image, side by side.
+// Bound by memory: K * K rates are read once, and the backward writes as many; about 15 operations for a pair. C_ij and
+// C_ji lie far apart, so pairs are visited in tiles: 32 x 32 rates and the transpose of their mirror image, side by
+// side.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +25,8 @@ struct Matrix {
   int64_t column_stride;
 };
 
-// The pairs (first_row + i, first_column + j) with i < rows, j < columns, and above the diagonal. Rows are padded to whole
-// lanes, with columns that are not active.
+// The pairs (first_row + i, first_column + j) with i < rows, j < columns, and above the diagonal. Rows are padded to
+// whole lanes, with columns that are not active.
 template <typename Real>
 struct PairTile {
   int64_t first_row;
@@ -40,8 +41,8 @@ struct PairTile {
   bool diagonal() const { return first_row == first_column; }
 };
 
-// Sum over the active pairs of one tile, rows in fp32 or fp64, their totals in double. On the diagonal, columns are struck
-// off as the rows reach them.
+// Sum over the active pairs of one tile, rows in fp32 or fp64, their totals in double. On the diagonal, columns are
+// struck off as the rows reach them.
 template <typename Real>
 FK_INLINE double tile_penalty_body(PairTile<Real>& tile, Real eps) {
   double total = 0;
@@ -127,11 +128,10 @@ void load_tile(const Matrix<const T>& rates, const Real* active, PairTile<Real>&
   std::fill(tile.column_active + tile.columns, tile.column_active + kTile, Real(0));
 }
 
-// A tile on the diagonal holds both derivatives of its pairs; below the diagonal it holds rates, which are overwritten.
+// A tile on the diagonal is its own mirror image: the derivatives by C_ji go below the diagonal.
 template <typename Real>
 void fold_diagonal(PairTile<Real>& tile) {
   for (int64_t i = 0; i < tile.rows; ++i) {
-    tile.forward[i][i] = 0;
     for (int64_t j = 0; j < i; ++j) {
       tile.forward[i][j] = tile.backward[j][i];
     }
@@ -144,7 +144,8 @@ void store_tile(PairTile<Real>& tile, const Matrix<T>& slopes) {
     fold_diagonal(tile);
   }
   for (int64_t i = 0; i < tile.rows; ++i) {
-    store_run(tile.forward[i], tile.columns, slopes.data + (tile.first_row + i) * slopes.row_stride + tile.first_column);
+    store_run(tile.forward[i], tile.columns,
+              slopes.data + (tile.first_row + i) * slopes.row_stride + tile.first_column);
   }
   if (tile.diagonal()) {
     return;
@@ -162,7 +163,8 @@ inline int64_t tile_rows(int64_t classes) {
 
 // Calls function(tile) for the tiles of one row of tiles, from the diagonal on, their rates loaded.
 template <typename T, typename Real, typename Function>
-void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t tile_row, const Function& function) {
+void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t tile_row,
+                   const Function& function) {
   PairTile<Real> tile{};
   tile.first_row = tile_row * kTile;
   tile.rows = std::min(kTile, classes - tile.first_row);
@@ -181,11 +183,12 @@ double tile_row_penalty(const Matrix<const T>& rates, int64_t classes, const Rea
   return total;
 }
 
-// The same, and `scale` times its derivatives by the rates, (i, j) and (j, i). Columns of `slopes` lie side by side; it may be
-// `rates` itself, because a tile and its mirror image are read before they are written and belong to no other tile.
+// The same, and `scale` times its derivatives by the rates, (i, j) and (j, i). Columns of `slopes` lie side by side; it
+// may be `rates` itself, because a tile and its mirror image are read before they are written and belong to no other
+// tile.
 template <typename T, typename Real, typename Out>
-double tile_row_slopes(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, Real scale, int64_t tile_row,
-                       const Matrix<Out>& slopes) {
+double tile_row_slopes(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, Real scale,
+                       int64_t tile_row, const Matrix<Out>& slopes) {
   double total = 0;
   for_each_tile(rates, classes, active, tile_row, [&](PairTile<Real>& tile) {
     total += tile_slopes(tile, eps, scale);

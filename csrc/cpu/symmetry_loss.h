@@ -1,6 +1,6 @@
-// The symmetry gap of a batch straight from its logits (Sy-FAR, arXiv 2509.12939), without a K x K matrix: only the P <=
-// min(B, K) classes that occur have a row, and unless absent classes are charged only they have a column.
-// Bound by the exp of the B * K logits; the P * P pairs cost about 15 operations each. Memory: O(K) for each thread, and the
+// The symmetry gap of a batch straight from its logits (Sy-FAR, arXiv 2509.12939), without a K x K matrix: only the P
+// <= min(B, K) classes that occur have a row, and unless absent classes are charged only they have a column. Bound by
+// the exp of the B * K logits; the P * P pairs cost about 15 operations each. Memory: O(K) for each thread, and the
 // matrix of coefficients dL/dC, in which the rates are first summed and then replaced by what the backward needs.
 #pragma once
 
@@ -69,8 +69,8 @@ void scatter(const Real* compact, const std::vector<int64_t>& present, Real* row
 
 // Rates of the present classes [begin, end), a row for each: among each other if `compact`, else towards every class.
 template <typename T>
-void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present, bool compact,
-               int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
+void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present,
+               bool compact, int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
   ClassSum<T> class_sum(logits);
   for (int64_t i = begin; i < end; ++i) {
     const double* total = class_sum(order, present[i]);

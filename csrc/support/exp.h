@@ -3,23 +3,15 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
+#include "support/bits.h"
 #include "support/platform.h"
 
 namespace fairkernels {
 
-template <typename To, typename From>
-FK_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2. Adding the magic number 1.5 * 2^23 rounds, and leaves
-// n in the low bits, from where a shift moves it into the exponent. ln 2 is split in two (Cody and Waite), the high part
-// short enough for n * high to be exact. Polynomial: Cephes' minimax, r + r^2 p(r).
+// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2. Adding the magic number 1.5 * 2^23 rounds, and
+// leaves n in the low bits, from where a shift moves it into the exponent. ln 2 is split in two (Cody and Waite), the
+// high part short enough for n * high to be exact. Polynomial: Cephes' minimax, r + r^2 p(r).
 FK_INLINE float exp_nonpositive(float x) {
   const float magic = 12582912.0f;
   const float kept = x < -87.0f ? -87.0f : x;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "support/exp.h"
+#include "support/bits.h"
 #include "support/platform.h"
 
 namespace fairkernels {

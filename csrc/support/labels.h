@@ -5,8 +5,8 @@
 
 namespace fairkernels {
 
-[[noreturn]] inline void fail_class(const Shape& shape, int64_t problem, int64_t sample, const char* name, int64_t found,
-                                    int64_t classes, int64_t ignore_index) {
+[[noreturn]] inline void fail_class(const Shape& shape, int64_t problem, int64_t sample, const char* name,
+                                    int64_t found, int64_t classes, int64_t ignore_index) {
   Shape index(shape.size());
   index.back() = sample;
   for (size_t i = shape.size() - 1; i-- > 0;) {
@@ -17,7 +17,8 @@ namespace fairkernels {
        ") or ignore_index ", ignore_index);
 }
 
-// Every entry of `values` beside a label that counts must be a class; both are [..., B]. To check the labels, pass them twice.
+// Every entry of `values` beside a label that counts must be a class; both are [..., B]. To check the labels, pass them
+// twice.
 inline void require_classes(const Tensor& values, const char* name, const Tensor& labels, int64_t classes,
                             int64_t ignore_index) {
   const Shape shape = shape_of(labels);

@@ -1,6 +1,6 @@
-// Sums in sixteen lanes. The compiler turns sixteen neighbouring additions into one or two instructions of whatever width it
-// has, and the order of the additions is the same on all of them. Rows padded to whole lanes need no remainder loops, which
-// would cost a row of ten or a hundred classes more than its vectors do.
+// Sums in sixteen lanes. The compiler turns sixteen neighbouring additions into one or two instructions of whatever
+// width it has, and the order of the additions is the same on all of them. Rows padded to whole lanes need no remainder
+// loops, which would cost a row of ten or a hundred classes more than its vectors do.
 #pragma once
 
 #include <cstdint>

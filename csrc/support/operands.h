@@ -18,14 +18,15 @@ inline Norm take_norm(StringHandle handle) {
   return name == "linf" ? Norm::linf : Norm::l2;
 }
 
-// The images' shape and the order in which their elements are visited: all of them together for linf, sample by sample, the
-// first dimension, for l2.
+// The images' shape and the order in which their elements are visited: all of them together for linf, sample by sample,
+// the first dimension, for l2.
 class ImageWalk {
  public:
   ImageWalk(const Tensor& x, Norm norm, bool row_major, const Shape& result_strides)
       : shape_(shape_of(x)), leading_(norm == Norm::l2 ? 1 : 0) {
     require(shape_.size() <= kMaxDims, "x has too many dimensions");
-    require(static_cast<int64_t>(shape_.size()) >= leading_, "x must be [N, ...] for the l2 norm, got ", to_string(shape_));
+    require(static_cast<int64_t>(shape_.size()) >= leading_, "x must be [N, ...] for the l2 norm, got ",
+            to_string(shape_));
     const Dims strides(result_strides.begin() + leading_, result_strides.end());
     order_ = row_major ? row_major_order(strides.size()) : memory_order(strides);
   }

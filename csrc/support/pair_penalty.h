@@ -1,4 +1,5 @@
-// The symmetry penalty of Sy-FAR (arXiv 2509.12939), |C_ij - C_ji| * s / (s + eps) with s = C_ij + C_ji; host and device.
+// The symmetry penalty of Sy-FAR (arXiv 2509.12939), |C_ij - C_ji| * s / (s + eps) with s = C_ij + C_ji; host and
+// device.
 #pragma once
 
 #include <cmath>
@@ -24,8 +25,9 @@ FK_HOST_DEVICE FK_INLINE PairPenalty<Real> pair_penalty(Real forward, Real backw
   const Real damped = mass + eps;
   const Real damping = mass / damped;
   const Real together = gap > 0 ? damping : (gap < 0 ? -damping : Real(0));  // draws the two rates towards each other
-  const Real down = width / damped * (eps / damped);  // lowers both, small pairs weigh less; (mass + eps)^2 would underflow
-  const Real none = mass - mass;                      // 0, or NaN if a rate is
+  const Real down =
+      width / damped * (eps / damped);  // lowers both, small pairs weigh less; (mass + eps)^2 would underflow
+  const Real none = mass - mass;        // 0, or NaN if a rate is
   const bool charged = mass > 0;
   return {charged ? width * damping : none, charged ? down + together : none, charged ? down - together : none};
 }

@@ -1,5 +1,5 @@
-// Loops over several threads. Who computes what never changes a result: every loop's turns write to places of their own, and
-// sums over turns are taken in their order afterwards.
+// Loops over several threads. Who computes what never changes a result: every loop's turns write to places of their
+// own, and sums over turns are taken in their order afterwards.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -38,8 +38,8 @@ double parallel_sum(int64_t n, int64_t elements_each, const Function& function) 
   return std::accumulate(terms.begin(), terms.end(), 0.0);
 }
 
-// Problems side by side where there is one for every thread; otherwise one after the other, each on all threads (a parallel
-// loop inside a parallel loop runs on the thread it is in).
+// Problems side by side where there is one for every thread; otherwise one after the other, each on all threads (a
+// parallel loop inside a parallel loop runs on the thread it is in).
 template <typename Function>
 void for_each_problem(int64_t problems, int64_t elements_each, const Function& function) {
   if (problems >= static_cast<int64_t>(torch::stable::get_num_threads())) {

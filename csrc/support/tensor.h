@@ -35,7 +35,7 @@ inline void require(bool holds, const Parts&... parts) {
   }
 }
 
-// A string argument. Declared as std::string, every call would leak one: torch's own conversion (2.10 to 2.13 at least)
+// A string argument. Declared as std::string, every call would leak one: torch's own conversion (as of 2.13)
 // copies it to the heap and returns a copy of the copy.
 inline std::string take_string(StringHandle handle) {
   size_t length = 0;

@@ -1,9 +1,9 @@
 """``fairkernels demo``: fair adversarial training on scikit-learn's digits, and the time of its loss.
 
 Adversarial training makes a small CNN robust, but not equally for all classes. From there each method trains on with
-its penalty; the control merely trains on for as long. λ (α of the spectral loss) is chosen on the validation images and the test images are
-used once, for the table. The fair methods start warm because from scratch a large λ collapses: a model that predicts
-one class only has no gradient of the cross-entropy left to escape with.
+its penalty; the control merely trains on for as long. The weight of a penalty (λ of Sy-FAR, α of the spectral loss) is
+chosen on the validation images, and the test images are used once, for the table. The fair methods start warm because
+from scratch a large λ collapses: a model that always predicts the same class is symmetric in nearly all pairs.
 """
 
 from __future__ import annotations
@@ -42,20 +42,15 @@ class Family:
 
 
 def families(settings: Settings) -> list[Family]:
-    sharp = settings.temperature
+    """Sy-FAR as published; with a sharper softmax, nearer to the hard decisions that are judged; the spectral loss."""
+    weights, sharp = settings.weights, settings.temperature
+    published = (Method(f"Sy-FAR λ={w:g}", sym_weight=w) for w in weights)
+    sharpened = (Method(f"Sy-FAR τ={sharp:g} λ={w:g}", sym_weight=w, temperature=sharp) for w in weights)
+    spectral = (Method(f"spectral loss α={w:g}", spec_weight=w) for w in weights)
     return [
-        Family(
-            tuple(Method(f"Sy-FAR λ={w:g}", sym_weight=w) for w in settings.weights),
-            "symmetry_gap",
-        ),
-        Family(
-            tuple(Method(f"Sy-FAR τ={sharp:g} λ={w:g}", sym_weight=w, temperature=sharp) for w in settings.weights),
-            "symmetry_gap",
-        ),
-        Family(
-            tuple(Method(f"spectral loss α={w:g}", spec_weight=w) for w in settings.weights),
-            "worst_class_accuracy",
-        ),
+        Family(tuple(published), "symmetry_gap"),
+        Family(tuple(sharpened), "symmetry_gap"),
+        Family(tuple(spectral), "worst_class_accuracy"),
     ]
 
 
@@ -63,7 +58,7 @@ def families(settings: Settings) -> list[Family]:
 
 
 class Workers:
-    """Runs jobs on all cores, one thread each, and shows how far they are; with one worker in this process."""
+    """Runs jobs in other processes, or in this one without an executor, and shows how far they are."""
 
     def __init__(self, executor: Executor | None, progress: Progress) -> None:
         self.executor, self.progress = executor, progress
@@ -80,23 +75,11 @@ def workers(count: int, console: Console) -> Iterator[Workers]:
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         if count == 1:
-            with one_thread():
-                yield Workers(None, progress)
+            yield Workers(None, progress)
             return
         context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads
-        with ProcessPoolExecutor(count, context, torch.set_num_threads, (1,)) as executor:
+        with ProcessPoolExecutor(count, context) as executor:
             yield Workers(executor, progress)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """More only wait for each other on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cores() -> int:
@@ -231,7 +214,7 @@ def show(
     found = {name: [fairness(outcome) for outcome in outcomes] for name, outcomes in test.items()}
     title = (
         f"Digits, {content['images']['test']} test images, PGD-{settings['test_steps']}, l∞ radius "
-        f"{settings['radius']:g}, {len(found[BASE.name])} seeds"
+        f"{settings['radius']:g}\nmean±std of {len(found[BASE.name])} seeds, rates in percent"
     )
     console.print(report.results_table(found, title))
     console.print(

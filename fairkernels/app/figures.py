@@ -20,21 +20,21 @@ def save_confusions(matrices: Mapping[str, np.ndarray], title: str, path: Path) 
     """One heat map ``[K, K]`` of rates per method, off the diagonal; and the diagonals, class by class."""
     columns = 3
     rows = -(-(len(matrices) + 1) // columns)
-    figure = Figure(figsize=(4.6 * columns, 4.5 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(15, 4.7 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.subplots_adjust(left=0.04, right=0.92, top=1 - 0.18 / rows, bottom=0.12 / rows, hspace=0.25, wspace=0.15)
     highest = max(float((matrix - np.diag(matrix.diagonal())).max()) for matrix in matrices.values())
 
-    maps = list(axes[: len(matrices)])
-    for axis, (name, matrix) in zip(maps, matrices.items(), strict=True):
+    for axis, (name, matrix) in zip(axes, matrices.items(), strict=False):
         image = heat_map(axis, matrix, highest)
         axis.set_title(name)
-    bar = figure.colorbar(image, ax=list(axes), shrink=0.6, pad=0.02)
-    bar.set_label("share of the true class, %")
     accuracies(axes[len(matrices)], matrices)
     for axis in axes[len(matrices) + 1 :]:
         axis.set_axis_off()
+    bar = figure.colorbar(image, cax=figure.add_axes((0.94, 0.25, 0.012, 0.5)))
+    bar.set_label("share of the true class, %")
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def heat_map(axis: Axes, matrix: np.ndarray, highest: float) -> AxesImage:
@@ -61,10 +61,11 @@ def accuracies(axis: Axes, matrices: Mapping[str, np.ndarray]) -> None:
     for place, (name, matrix) in enumerate(matrices.items()):
         offset = (place - (len(matrices) - 1) / 2) * width
         axis.bar(np.arange(classes) + offset, 100 * matrix.diagonal(), width, label=name)
-    axis.set(xlabel="true digit", ylabel="robust accuracy, %", xticks=range(classes), ylim=(0, 100))
+    axis.set(xlabel="true digit", ylabel="robust accuracy, %", xticks=range(classes), yticks=range(0, 101, 20))
     axis.set_title("robust accuracy per class")
+    axis.set_ylim(0, 135)  # room for the legend
     axis.set_box_aspect(1)
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    axis.legend(fontsize=8, loc="upper center", ncols=2)
 
 
 def save_speed(times: Sequence[Time], machine: str, path: Path) -> None:

@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fairness:
-    """Of one model under attack; all but ``clean_accuracy`` from the row-normalised robust confusion matrix."""
+    """Of one model under attack; all but ``clean_accuracy`` from the row-normalised robust confusion matrix.
+
+    ``largest_asymmetry_pair`` is (true, predicted) in the direction that is mistaken more often.
+    """
 
     clean_accuracy: float
     robust_accuracy: float
@@ -45,7 +48,7 @@ class Fairness:
 HEADINGS = {
     "clean_accuracy": "clean accuracy",
     "robust_accuracy": "robust accuracy",
-    "worst_class_accuracy": "worst-class acc.",
+    "worst_class_accuracy": "worst class",
     "source_gap": "source gap",
     "symmetry_gap": "symmetry gap",
     "largest_asymmetry": "largest asymmetry",
@@ -127,15 +130,15 @@ def choose(candidates: Mapping[T, Sequence[Fairness]], control: Sequence[Fairnes
 def number(metric: str, mean: float, std: float | None, signed: bool = False) -> str:
     scale, digits = (1, 2) if metric == "symmetry_gap" else (100, 1)
     text = f"{scale * mean:{'+' if signed else ''}.{digits}f}"
-    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
+    return text if std is None else f"{text}±{scale * std:.{digits}f}"
 
 
 def plain_table(columns: Sequence[str], title: str) -> Table:
     """Narrow enough for 80 characters; the numbers stand to the right."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=min(11, len(column)))
     return table
 
 
@@ -148,7 +151,7 @@ def results_table(results: Mapping[str, Sequence[Fairness]], title: str) -> Tabl
             *(number(metric, *mean_and_std([getattr(run, metric) for run in runs])) for runs in results.values()),
         )
         if metric == "largest_asymmetry":
-            table.add_row("  true→taken for", *map(usual_pair, results.values()))
+            table.add_row("  true→predicted", *map(usual_pair, results.values()))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 SHAPES = ((128, 10), (512, 100))
 """Batch and classes."""
+
+ROUNDS = 3
 
 
 def eager_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
@@ -50,12 +53,14 @@ class Time:
     name: str
     batch: int
     classes: int
-    microseconds: float  # forward + backward, median
-    runs: int
+    microseconds: float
+    threads: int = 1
 
     def __str__(self) -> str:
-        value = self.microseconds
-        return f"{value:.0f} µs" if value < 1000 else f"{value / 1000:.3g} ms"
+        for unit, size in (("s", 1e6), ("ms", 1e3)):
+            if self.microseconds >= size:
+                return f"{self.microseconds / size:.2f} {unit}"
+        return f"{self.microseconds:.0f} µs"
 
 
 def implementations() -> dict[str, Loss]:
@@ -84,21 +89,23 @@ def with_gradient(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, T
 def measure(batch: int, classes: int, seconds: float = 1.0) -> list[Time]:
     """Median time of forward and backward on one thread, after a check that the implementations agree.
 
+    They take turns, so that a busy moment of the machine falls on all of them.
+
     Raises:
         AssertionError: if two implementations of the symmetry loss differ in value or gradient.
     """
     logits, labels = inputs(batch, classes)
     exact = with_gradient(eager_loss, logits.detach().double().requires_grad_(), labels)
-    times = []
+    timers = {}
     for name, loss in implementations().items():
         if loss is not F.cross_entropy:
             for actual, expected in zip(with_gradient(loss, logits, labels), exact, strict=True):
                 torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-6)
-        timer = Timer(
-            "with_gradient(loss, logits, labels)",
-            globals={"with_gradient": with_gradient, "loss": loss, "logits": logits, "labels": labels},
-        )
-        measured = timer.blocked_autorange(min_run_time=seconds)
-        runs = len(measured.raw_times) * measured.number_per_run
-        times.append(Time(name, batch, classes, measured.median * 1e6, runs))
-    return times
+        scope = {"with_gradient": with_gradient, "loss": loss, "logits": logits, "labels": labels}
+        timers[name] = Timer("with_gradient(loss, logits, labels)", globals=scope)
+
+    taken: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(ROUNDS):
+        for name, timer in timers.items():
+            taken[name] += timer.blocked_autorange(min_run_time=seconds / ROUNDS).times
+    return [Time(name, batch, classes, median(times) * 1e6) for name, times in taken.items()]

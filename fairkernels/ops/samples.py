@@ -220,7 +220,7 @@ def pgd_step(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{norm}, vectors", attack_points(make, 3, 5), options)
         yield Sample(f"{norm}, scalars", attack_points(make, 7), options)
         yield Sample(f"{norm}, empty", attack_points(make, 0, 3, 4), options)
-        yield Sample(f"{norm}, gradient of 0, NaN, inf", (points[0], broken, points[2]), options)
+        yield Sample(f"{norm}, gradient of 0, NaN, inf", (points[0], broken, points[2]), options, smooth=False)
     yield Sample("per channel", points, {"alpha": per_channel / 100, "eps": per_channel / 50})
 
 
