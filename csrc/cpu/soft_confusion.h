@@ -106,7 +106,8 @@ void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& o
   std::vector<Accumulator<T>> scaled(classes);
   for (int64_t label = begin; label < end; ++label) {
     T* row = confusion + label * classes;
-    if (order.start[label] == order.start[label + 1]) {
+    const bool weightless = factors[label] == 0;  // whatever its samples hold
+    if (weightless || order.start[label] == order.start[label + 1]) {
       std::fill(row, row + classes, T{});
     } else {
       scale_row(class_sum(order, label), factors[label], classes, scaled.data());

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("fairkernels", "torch", "triton", "numpy")
+import fairkernels
+
+PACKAGES = ("torch", "triton", "numpy")
 
 
 def describe() -> dict[str, Any]:
@@ -20,8 +22,9 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        "fairkernels": fairkernels.__version__,
         **{name: installed(name) for name in PACKAGES},
     }
 
