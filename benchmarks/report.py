@@ -61,7 +61,8 @@ def speed() -> str:
         cells = []
         for shape in shapes:
             own, ours = found[(name, *shape)], found[(names[0], *shape)]
-            cells.append(f"{own:,.0f} µs ({own / ours:,.3g} ×)")
+            ratio = own / ours
+            cells.append(f"{own:,.0f} µs ({ratio:,.2f} ×)" if ratio < 10 else f"{own:,.0f} µs ({ratio:,.0f} ×)")
         rows.append([name, *cells])
     machine = result["machine"]
     caption = f"Median, float32, one thread, {machine['processor']}, torch {machine['torch']}."
