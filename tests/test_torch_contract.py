@@ -14,7 +14,6 @@ from cases import (
     operator_call,
     plain,
     sample,
-    samples,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -113,8 +112,10 @@ def sized(name, size, dtype=torch.float32):
 
 
 def check_compiled(name, backend, compiler, sizes):
+    options = sized(name, 7).kwargs
+
     def function(*args):
-        return flat(getattr(FK, name)(*args, **sized(name, 7).kwargs, backend=backend))
+        return flat(getattr(FK, name)(*args, **options, backend=backend))
 
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
@@ -180,10 +181,8 @@ def test_autocast_changes_nothing(name, backend, label):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
 def test_autocast_training_step(name, backend):
-    if backend not in OPERATORS[name].kernels | {"reference"}:
-        pytest.skip(f"no {backend} kernel of {name}")
     weight = torch.eye(5, requires_grad=True)
     first, *rest = sized(name, 5, torch.bfloat16).args
     with torch.autocast("cpu", torch.bfloat16):
@@ -197,14 +196,16 @@ def test_autocast_training_step(name, backend):
 def stacked(name, count=3):
     """Three different calls of an operator that differ in their tensors only, and the same in one batch."""
     args = sized(name, 6).args
-    calls = [tuple(t.roll((number + 1) * place, 0) for place, t in enumerate(args)) for number in range(count)]
+    calls = [tuple(t.roll(number * (place + 1), 0) for place, t in enumerate(args)) for number in range(count)]
     return calls, [torch.stack(tensors) for tensors in zip(*calls, strict=True)]
 
 
 @pytest.mark.parametrize(("name", "backend"), ONE_OF_EACH)
 def test_vmap_is_the_loop(name, backend):
+    options = sized(name, 6).kwargs
+
     def function(*args):
-        return flat(getattr(FK, name)(*args, **sized(name, 6).kwargs, backend=backend))
+        return flat(getattr(FK, name)(*args, **options, backend=backend))
 
     def loop(calls):
         return tuple(torch.stack(parts) for parts in zip(*(function(*args) for args in calls), strict=True))
@@ -254,10 +255,11 @@ def test_compiled_functorch_transform_is_refused():
         torch.compile(gradient, backend="aot_eager", fullgraph=True)(logits)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in DIFFERENTIABLE])
-def test_attack_operators_are_detached(name, backend):
-    if not samples(name)[0].args[0].is_floating_point():
-        pytest.skip("integers have no gradient")
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, b) for name, b in KERNELS if name not in DIFFERENTIABLE and plain(name).args[0].is_floating_point()],
+)
+def test_what_is_not_differentiable_is_detached(name, backend):
     s = plain(name)
     leaf = s.args[0].clone().requires_grad_()
     assert not call(name, Sample("", (leaf, *s.args[1:]), s.kwargs), backend=backend)[0].requires_grad
