@@ -29,13 +29,16 @@ __all__ = [
     "FairCrossEntropyParts",
     "confusion_counts",
     "fair_cross_entropy",
+    "kl_dro_weights",
     "pgd_step",
     "random_start",
+    "same_class_mixup",
     "soft_confusion",
     "spectral_loss",
     "spectral_norm",
     "symmetry_gap",
     "symmetry_loss",
+    "trades_kl",
 ]
 
 Absent = Literal["ignore", "zero"]
@@ -519,6 +522,119 @@ def random_start(
     radius, radii = _per_element(eps, "eps", x, norm == "l2")
     (low, lows), (high, highs) = _bounds(bounds, x)
     return run("random_start", x, radii, lows, highs, radius, low, high, norm, seed, backend=backend)[0]
+
+
+# --- what training methods need beside their attack -----------------------------------------------------------------
+
+
+def trades_kl(
+    natural_logits: Tensor,
+    adversarial_logits: Tensor,
+    *,
+    reduction: Literal["batchmean", "sum", "none"] = "batchmean",
+    backend: Backend | None = None,
+) -> Tensor:
+    r"""The robust term of TRADES, :math:`\mathrm{KL}(p \| q)` (arXiv 1901.08573, Eq. 5), without its NaNs.
+
+    With :math:`p = \mathrm{softmax}(z)` of the natural and :math:`q = \mathrm{softmax}(z')` of the adversarial logits;
+    finite where a probability underflows, and accurate where p and q are close.
+
+    Equivalent to::
+
+        F.kl_div(adversarial_logits.log_softmax(-1), natural_logits.softmax(-1), reduction="batchmean")
+
+    Args:
+        natural_logits: ``[..., B, K]``.
+        adversarial_logits: like ``natural_logits``.
+        reduction: ``"batchmean"`` divides the sum by B, ``"sum"``, or ``"none"`` for one value a sample.
+
+    Returns:
+        ``[...]``, or ``[..., B]`` for ``"none"``; with gradients to both.
+
+    Raises:
+        TypeError, ValueError: see :mod:`fairkernels.functional`.
+    """
+    check.logits(natural_logits, "natural_logits")
+    _like(adversarial_logits, "adversarial_logits", natural_logits, "natural_logits")
+    check.option(reduction, "reduction", ("batchmean", "sum", "none"))
+    return run("trades_kl", natural_logits, adversarial_logits, reduction, backend=backend)[0]
+
+
+def same_class_mixup(
+    x: Tensor, labels: Tensor, *, lam: float | Tensor, seed: int, backend: Backend | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Mix each sample with another one of its class (Domain Mixup, arXiv 2411.14424).
+
+    .. math:: \tilde x_b = \lambda_b x_b + (1 - \lambda_b) x_{j(b)}
+
+    Equivalent to::
+
+        partner = [random.choice([j for j in members[y] if j != b] or [b]) for b, y in enumerate(labels)]
+        lam * x + (1 - lam) * x[partner]
+
+    Args:
+        x: ``[B, ...]``.
+        labels: int ``[B]``; any values, equal ones are a class.
+        lam: share of the sample itself, a number or ``[B]``; in [0, 1], e.g. drawn from Beta(a, a).
+        seed: any int64; the same seed gives the same partners, the global generator is not touched.
+
+    Returns:
+        ``mixed`` like ``x`` (detached) and ``partner``, int64 ``[B]``: uniform among the other samples of the class,
+        the sample itself where it is alone.
+
+    Raises:
+        TypeError, ValueError: see :mod:`fairkernels.functional`.
+    """
+    _images(x, "x")
+    check.integers(labels, "labels")
+    check.same_device(labels, "labels", x, "x")
+    labels = check.rows(
+        labels.to(torch.int64), "labels", x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1), "x.flatten(1)"
+    )
+    check.integer(seed, "seed")
+    share, shares = 0.0, None
+    if isinstance(lam, Tensor):
+        shares = check.side_values(lam, "lam", labels.shape, x, "x")
+    else:
+        check.non_negative(lam, "lam")
+        if lam > 1:
+            raise ValueError(f"lam must be in [0, 1], got {lam}")
+        share = float(lam)
+    mixed, partner = run("same_class_mixup", x, labels, shares, share, seed, backend=backend)
+    return mixed, partner
+
+
+def kl_dro_weights(
+    class_losses: Tensor, counts: Tensor | None = None, *, radius: float = 0.5, backend: Backend | None = None
+) -> Tensor:
+    r"""Worst-case class weights in a KL ball round the uniform ones (FAAL, arXiv 2402.17729), without a solver.
+
+    .. math:: \max_p \sum_c a_c p_c \quad \text{subject to} \quad \mathrm{KL}(u \| p) \le r, \; p \in \Delta
+
+    Equivalent to::
+
+        p = cvxpy.Variable(K)
+        ball = [cvxpy.sum(p) == 1, cvxpy.sum(cvxpy.rel_entr(1 / K, p)) <= radius]
+        cvxpy.Problem(cvxpy.Maximize(class_losses @ p), ball).solve()
+
+    Args:
+        class_losses: ``[..., K]``, a.
+        counts: ``[..., K]`` or ``[K]``; classes with 0 are absent: u is uniform over the others, and they get 0.
+        radius: r in nats, not negative; 0 leaves the uniform weights.
+
+    Returns:
+        ``[..., K]``, non-negative, sum 1 (0 where nobody is present); detached.
+
+    Raises:
+        TypeError, ValueError: see :mod:`fairkernels.functional`.
+    """
+    check.floating(class_losses, "class_losses")
+    if class_losses.dim() < 1 or class_losses.shape[-1] == 0:
+        raise ValueError(f"class_losses must be [..., K] with K >= 1, got {check.shape(class_losses)}")
+    if counts is not None:
+        counts = check.side_values(counts, "counts", class_losses.shape, class_losses, "class_losses")
+    check.non_negative(radius, "radius")
+    return run("kl_dro_weights", class_losses, counts, float(radius), backend=backend)[0]
 
 
 # --- what the checks share ----------------------------------------------------------------------------------------

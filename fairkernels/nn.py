@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce as distributed_sum
 
 from fairkernels import functional as FK
+from fairkernels.ops import check
 from fairkernels.ops.dispatch import Backend
 
-__all__ = ["FairCrossEntropyLoss", "SpectralLoss", "SymmetryLoss"]
+__all__ = ["FairCrossEntropyLoss", "SoftConfusionMatrix", "SpectralLoss", "SymmetryLoss", "TRADESLoss"]
 
 
 class _Options(nn.Module):
@@ -135,3 +139,123 @@ class FairCrossEntropyLoss(_Options):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Any:
         return FK.fair_cross_entropy(logits, labels, weight=self.weight, **self.options())
+
+
+class TRADESLoss(_Options):
+    """TRADES (arXiv 1901.08573, Eq. 5): cross-entropy of the natural samples + ``beta`` · KL(natural ‖ adversarial).
+
+    Called with natural logits ``[..., B, K]``, adversarial logits of that shape, and labels ``[..., B]``.
+    """
+
+    names = ("beta", "label_smoothing", "backend")
+
+    def __init__(self, beta: float = 6.0, *, label_smoothing: float = 0.0, backend: Backend | None = None) -> None:
+        super().__init__()
+        self.beta, self.label_smoothing, self.backend = beta, label_smoothing, backend
+
+    def forward(self, natural_logits: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
+        natural = FK.fair_cross_entropy(natural_logits, labels, sym_weight=0.0, label_smoothing=self.label_smoothing)
+        return natural + self.beta * FK.trades_kl(natural_logits, adversarial_logits, backend=self.backend)
+
+
+class SoftConfusionMatrix(nn.Module):
+    r"""Soft confusion matrix of a stream of batches: a bias-corrected moving average, row by row.
+
+    .. math:: \hat C_{t,i} = (1 - \beta_{i,t}) C_i + \beta_{i,t} \, \mathrm{sg}(\hat C_{t-1,i}), \qquad
+              \beta_{i,t} = \beta \, \frac{1 - \beta^{m_i - 1}}{1 - \beta^{m_i}}
+
+    Row i moves only when class i occurs; :math:`m_i` counts these times, so that the first batch is not damped. The
+    gradient flows through the current batch only. In eval mode the matrix stands still and is returned detached.
+
+    With ``process_group`` the sums and counts of all its processes are added before they are divided: matrix and,
+    after the averaging of gradients by ``DistributedDataParallel``, gradient are those of the joined batch.
+
+    Args:
+        num_classes: K.
+        momentum: β, the weight of the **old** value (unlike that of ``BatchNorm``), in [0, 1); 0 keeps the batch's.
+        temperature, ignore_index: as in :func:`fairkernels.functional.soft_confusion`.
+        process_group: sums go over this group; None: this process alone.
+
+    Called with logits ``[B, K]``, labels ``[B]`` and optionally ``sample_weight=`` ``[B]``; returns ``[K, K]`` in the
+    dtype of the logits. ``confusion``, ``[K, K]``, and ``seen``, ``[K]``, are kept in the ``state_dict``.
+    """
+
+    confusion: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        momentum: float = 0.9,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        process_group: Any = None,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__()
+        check.integer(num_classes, "num_classes")
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+        check.non_negative(momentum, "momentum")
+        if momentum >= 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.num_classes, self.momentum, self.temperature = num_classes, momentum, temperature
+        self.ignore_index, self.process_group, self.backend = ignore_index, process_group, backend
+        self.register_buffer("confusion", torch.zeros(num_classes, num_classes))
+        self.register_buffer("seen", torch.zeros(num_classes))
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.confusion.zero_()
+        self.seen.zero_()
+
+    def forward(self, logits: Tensor, labels: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+        if not self.training:
+            return self.confusion.to(logits.dtype, copy=True)
+        if logits.dim() != 2 or logits.shape[-1] != self.num_classes:
+            raise ValueError(f"logits must be [B, {self.num_classes}], got {check.shape(logits)}")
+
+        mass, counts = self.sums(logits, labels, sample_weight)
+        present = counts != 0
+        rates = mass / torch.where(present, counts, 1).unsqueeze(-1)
+        seen = self.seen + present
+        old_share = self.old_share(seen).unsqueeze(-1).to(rates.dtype)
+        moved = (1 - old_share) * rates + old_share * self.confusion.to(rates.dtype)
+        current = torch.where(present.unsqueeze(-1), moved, self.confusion.to(rates.dtype))
+
+        self.confusion, self.seen = current.detach().to(self.confusion.dtype), seen
+        return current.to(logits.dtype)
+
+    def sums(self, logits: Tensor, labels: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums of probabilities by class, and counts, over all processes; float32 at least, float64 for float64."""
+        accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        mass, counts = FK.soft_confusion(
+            logits.to(accumulate),
+            labels,
+            sample_weight=sample_weight,
+            normalize=None,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+            return_counts=True,
+            backend=self.backend,
+        )
+        if self.process_group is None:
+            return mass, counts
+        # The sum's backward adds the gradients of all processes, which see the same loss: W times what is wanted of
+        # each, and DistributedDataParallel divides by W.
+        both = torch.cat([mass, counts.unsqueeze(-1)], -1)
+        mass, counts = distributed_sum(both, group=self.process_group).split((self.num_classes, 1), -1)
+        return mass, counts.squeeze(-1).detach()
+
+    def old_share(self, seen: Tensor) -> Tensor:
+        """β of each row at its m-th batch, m >= 1: from 0 towards the momentum."""
+        past = -torch.expm1((seen - 1).clamp(min=0) * self.log_momentum)
+        return self.momentum * past / -torch.expm1(seen.clamp(min=1) * self.log_momentum)
+
+    @property
+    def log_momentum(self) -> float:
+        return math.log(self.momentum) if self.momentum > 0 else -math.inf
+
+    def extra_repr(self) -> str:
+        return f"{self.num_classes}, momentum={self.momentum}, temperature={self.temperature}"

@@ -179,7 +179,7 @@ def check_classes(operator: Operator, args: tuple[Any, ...]) -> None:
     """The check of the labels that kernels make themselves; on a GPU nobody waits for it, the result is NaN."""
     if operator.name == "confusion_counts":
         predictions, labels, num_classes, ignore_index = args
-    elif "labels" in operator.argument_names:
+    elif "ignore_index" in operator.argument_names:
         predictions, labels, num_classes = None, args[1], args[0].shape[-1]
         ignore_index = args[operator.argument_names.index("ignore_index")]
     else:
@@ -201,10 +201,10 @@ def check_classes(operator: Operator, args: tuple[Any, ...]) -> None:
 
 def conform(operator: Operator, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The reference's results in the layout of the fake; what only a backward kernel reads is filled with zeros."""
-    if not operator.batched:
-        return (operator.fake(*args).copy_(results[0]),)
-    results = tuple(result.contiguous() for result in results)
-    if len(results) == len(operator.results):
-        return results
     promised = operator.fake(*args)
-    return results + tuple(extra.zero_() for extra in promised[len(results) :])
+    promised = promised if isinstance(promised, tuple) else (promised,)
+    kept = (
+        result if result.stride() == promise.stride() else promise.copy_(result)
+        for result, promise in zip(results, promised, strict=False)
+    )
+    return *kept, *(promise.zero_() for promise in promised[len(results) :])

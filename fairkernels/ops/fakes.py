@@ -50,8 +50,20 @@ def fair_cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tens
     return logits.new_empty(problems), *parts, accumulator(logits, *problems, size, size)  # type: ignore[return-value]
 
 
+def trades_kl(natural_logits: Tensor, adversarial_logits: Tensor, reduction: str) -> Tensor:
+    return natural_logits.new_empty(natural_logits.shape[: -1 if reduction == "none" else -2])
+
+
+def same_class_mixup(x: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(labels, memory_format=torch.contiguous_format)
+
+
 def like_first(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
+
+
+def like_first_contiguous(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int, *_: Any) -> Tensor:

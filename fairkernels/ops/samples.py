@@ -59,6 +59,44 @@ def with_rows(values: Tensor, rows: tuple[int, ...], content: float) -> Tensor:
     return values
 
 
+# --- one call at any size -----------------------------------------------------------------------------------------
+
+
+def sized_batch(make: Maker, size: int, classes: int = 5) -> Sample:
+    return Sample("sized", (make.normal(size, classes), make.every_class(size, classes)))
+
+
+def sized_two_batches(make: Maker, size: int) -> Sample:
+    return Sample("sized", (make.normal(size, 5), Maker(make.dtype, make.device, 1).normal(size, 5)))
+
+
+def sized_hard_batch(make: Maker, size: int) -> Sample:
+    return Sample("sized", (make.classes(size, count=5), make.every_class(size, 5)), {"num_classes": 5})
+
+
+def sized_square(make: Maker, size: int) -> Sample:
+    return Sample("sized", (make.uniform(size, size),))
+
+
+def sized_losses(make: Maker, size: int) -> Sample:
+    return Sample("sized", (make.normal(size),))
+
+
+def sized_step(make: Maker, size: int) -> Sample:
+    return Sample("sized", attack_points(make, size, 3, 4), {"alpha": 0.01, "eps": 0.03})
+
+
+def sized_start(make: Maker, size: int) -> Sample:
+    return Sample("sized", (make.uniform(size, 3, 4),), {"eps": 0.1, "seed": 3})
+
+
+def sized_labelled_images(make: Maker, size: int) -> Sample:
+    return Sample("sized", (make.uniform(size, 3, 4), make.every_class(size, 3)), {"lam": 0.3, "seed": 3})
+
+
+# --- calls of every kind ------------------------------------------------------------------------------------------
+
+
 def classifier_batches(make: Maker, longest: int = 600) -> Iterator[Sample]:
     """Logits and labels: sizes, shapes and contents that every loss on a batch must survive."""
     yield Sample("plain", (make.normal(12, 5), make.every_class(12, 5)))
@@ -247,3 +285,48 @@ def confusion_counts(make: Maker) -> Iterator[Sample]:
     ignored = torch.where(labels == 1, IGNORE, labels)
     yield Sample("ignored", (torch.where(labels == 1, 99, predictions), ignored), {"num_classes": 4})
     yield Sample("int32", (predictions.int(), labels.to(torch.uint8)), {"num_classes": 4})
+
+
+def trades_kl(make: Maker) -> Iterator[Sample]:
+    def pair(*shape: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        return make.normal(*shape, scale=scale), Maker(make.dtype, make.device, 1).normal(*shape, scale=scale)
+
+    impossible = make.normal(3, 4)
+    impossible[0, 1] = impossible[2, 3] = -torch.inf
+    for reduction in ("batchmean", "sum", "none"):
+        yield Sample(reduction, pair(6, 5), {"reduction": reduction})
+        yield Sample(f"problems, {reduction}", pair(2, 3, 4, 5), {"reduction": reduction})
+        yield Sample(f"empty batch, {reduction}", pair(0, 5), {"reduction": reduction})
+    yield Sample("one class", pair(3, 1))
+    yield Sample("confident", pair(6, 5, scale=12.0), smooth=False)
+    yield Sample("extreme", pair(6, 5, scale=1e4), smooth=False)
+    yield Sample("equal", (make.normal(6, 5),) * 2, smooth=False)
+    yield Sample("impossible classes", (impossible, impossible + make.normal(3, 4)), smooth=False)
+    yield Sample("NaN row", (with_rows(make.normal(6, 5), (2,), torch.nan), make.normal(6, 5)), smooth=False)
+
+
+def same_class_mixup(make: Maker) -> Iterator[Sample]:
+    images, labels = make.uniform(9, 2, 3, 3), make.classes(9, count=3)
+    yield Sample("plain", (images, labels), {"lam": 0.3, "seed": 0})
+    yield Sample("per sample", (images, labels), {"lam": make.uniform(9), "seed": -5})
+    yield Sample("alone", (images, torch.arange(9, device=make.device)), {"lam": 0.3, "seed": 1})
+    yield Sample("one class", (images, torch.zeros_like(labels)), {"lam": 0.5, "seed": 2})
+    yield Sample("empty", (images[:0], labels[:0]), {"lam": 0.5, "seed": 2})
+    yield Sample("vectors", (make.uniform(9, 4), labels.int()), {"lam": 0.5, "seed": 2})
+
+
+def kl_dro_weights(make: Maker) -> Iterator[Sample]:
+    losses = make.normal(6)
+    yield Sample("plain", (losses,))
+    yield Sample("problems", (make.normal(2, 3, 5),), {"radius": 0.1})
+    yield Sample("counts", (losses, make.labels(3, 0, 1, 0, 2, 5).to(make.dtype)))
+    yield Sample("one class present", (losses, make.labels(0, 0, 1, 0, 0, 0).to(make.dtype)))
+    yield Sample("nobody present", (losses, torch.zeros_like(losses)))
+    yield Sample("equal losses", (torch.ones_like(losses),))
+    yield Sample("nearly equal losses", (1 + losses * 1e-3,))
+    yield Sample("ties at the top", (losses.clamp(max=0),))
+    yield Sample("radius of 0", (losses,), {"radius": 0.0})
+    yield Sample("large radius", (losses,), {"radius": 20.0})
+    yield Sample("large losses", (losses * 1e4,))
+    yield Sample("one class", (make.normal(1),))
+    yield Sample("NaN", (torch.where(losses > 0, torch.nan, losses),))

@@ -13,11 +13,14 @@ from torch import Tensor
 from . import fakes, samples
 from .reference.confusion_counts import confusion_counts
 from .reference.fair_cross_entropy import fair_cross_entropy
+from .reference.kl_dro_weights import kl_dro_weights
 from .reference.pgd import pgd_step, random_start
+from .reference.same_class_mixup import same_class_mixup
 from .reference.soft_confusion import soft_confusion
 from .reference.spectral_loss import spectral_loss
 from .reference.spectral_norm import spectral_norm
 from .reference.symmetry import symmetry_gap, symmetry_loss
+from .reference.trades_kl import trades_kl
 
 NAMESPACE = "fairkernels"
 
@@ -40,6 +43,8 @@ class Operator:
     only a backward kernel reads."""
     fake: Callable[..., Any]
     samples: Callable[[samples.Maker], Iterable[samples.Sample]]
+    sized: Callable[[samples.Maker, int], samples.Sample]
+    """A call of an ordinary kind at a given batch size (matrices: of that size)."""
     differentiable: int = 0
     """How many leading arguments have a gradient."""
     batched: bool = True
@@ -103,6 +108,7 @@ OPERATORS: dict[str, Operator] = {
             reference=soft_confusion,
             fake=fakes.soft_confusion,
             samples=samples.soft_confusion,
+            sized=samples.sized_batch,
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -113,6 +119,7 @@ OPERATORS: dict[str, Operator] = {
             reference=symmetry_gap,
             fake=fakes.per_matrix,
             samples=samples.symmetry_gap,
+            sized=samples.sized_square,
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -124,6 +131,7 @@ OPERATORS: dict[str, Operator] = {
             reference=symmetry_loss,
             fake=fakes.symmetry_loss,
             samples=samples.symmetry_loss,
+            sized=samples.sized_batch,
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -134,6 +142,7 @@ OPERATORS: dict[str, Operator] = {
             reference=spectral_norm,
             fake=fakes.spectral_norm,
             samples=samples.spectral_norm,
+            sized=samples.sized_square,
             differentiable=1,
         ),
         Operator(
@@ -144,6 +153,7 @@ OPERATORS: dict[str, Operator] = {
             reference=spectral_loss,
             fake=fakes.spectral_loss,
             samples=samples.spectral_loss,
+            sized=samples.sized_batch,
             differentiable=1,
         ),
         Operator(
@@ -156,6 +166,7 @@ OPERATORS: dict[str, Operator] = {
             reference=fair_cross_entropy,
             fake=fakes.fair_cross_entropy,
             samples=samples.fair_cross_entropy,
+            sized=samples.sized_batch,
             differentiable=1,
         ),
         Operator(
@@ -167,6 +178,7 @@ OPERATORS: dict[str, Operator] = {
             reference=pgd_step,
             fake=fakes.like_first,
             samples=samples.pgd_step,
+            sized=samples.sized_step,
             batched=False,
             writes_into=True,
             kernels=NATIVE,
@@ -179,6 +191,7 @@ OPERATORS: dict[str, Operator] = {
             reference=random_start,
             fake=fakes.like_first,
             samples=samples.random_start,
+            sized=samples.sized_start,
             batched=False,
             kernels=NATIVE,
         ),
@@ -189,7 +202,37 @@ OPERATORS: dict[str, Operator] = {
             reference=confusion_counts,
             fake=fakes.confusion_counts,
             samples=samples.confusion_counts,
+            sized=samples.sized_hard_batch,
             kernels=NATIVE,
+        ),
+        Operator(
+            name="trades_kl",
+            arguments="Tensor natural_logits, Tensor adversarial_logits, str reduction",
+            results=("divergence",),
+            reference=trades_kl,
+            fake=fakes.trades_kl,
+            samples=samples.trades_kl,
+            sized=samples.sized_two_batches,
+            differentiable=2,
+        ),
+        Operator(
+            name="same_class_mixup",
+            arguments="Tensor x, Tensor labels, Tensor? lams, float lam, int seed",
+            results=("mixed", "partner"),
+            reference=same_class_mixup,
+            fake=fakes.same_class_mixup,
+            samples=samples.same_class_mixup,
+            sized=samples.sized_labelled_images,
+            batched=False,
+        ),
+        Operator(
+            name="kl_dro_weights",
+            arguments="Tensor class_losses, Tensor? counts, float radius",
+            results=("weights",),
+            reference=kl_dro_weights,
+            fake=fakes.like_first_contiguous,
+            samples=samples.kl_dro_weights,
+            sized=samples.sized_losses,
         ),
     )
 }
