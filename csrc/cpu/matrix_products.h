@@ -1,6 +1,5 @@
 // A dense matrix packed for products, and the products that the spectral iterations need.
-// Bound by loads: each row is multiplied with x and, while it is in the cache, added up for the transpose. Rows are taken by
-// fours, so that x and the sums are loaded once for four of them.
+// Bound by loads: sixteen rows are multiplied with x and, while they are in the cache, added up for the transpose.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +9,8 @@
 #include <new>
 #include <vector>
 
+#include "cpu/iteration.h"
+#include "cpu/soft_confusion.h"
 #include "support/elements.h"
 #include "support/lanes.h"
 #include "support/platform.h"
@@ -66,17 +67,218 @@ class PackedMatrix {
   AlignedArray<Real> data_;
 };
 
+template <typename T, typename Real, typename Parallel>
+void pack(const T* matrix, int64_t row_stride, int64_t column_stride, const Parallel& parallel, PackedMatrix<Real>& packed) {
+  parallel(packed.rows, packed.width, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      load(matrix + i * row_stride, column_stride, packed.columns, packed.row(i));
+    }
+  });
+}
+
 // What is to be known of the entries before the first product.
 struct Extent {
-  double largest = 0;  // absolute value
-  double lowest = 0;   // 0 if none is negative
-  double poison = 0;   // NaN if one is not finite
-
-  void add(const Extent& other) {
-    largest = std::max(largest, other.largest);
-    lowest = std::min(lowest, other.lowest);
-    poison += other.poison;
-  }
+  double largest;  // absolute value
+  double lowest;   // 0 if none is negative
+  double poison;   // NaN if one is not finite, else 0
 };
+
+template <typename Real>
+FK_INLINE Extent extent_body(const Real* row, int64_t width) {
+  Real largest = 0;
+  Real lowest = 0;
+  Real poison = 0;
+  const int64_t n = width / kLanes * kLanes;
+#pragma omp simd reduction(max : largest) reduction(min : lowest) reduction(+ : poison)
+  for (int64_t k = 0; k < n; ++k) {
+    const Real size = row[k] < 0 ? -row[k] : row[k];
+    largest = size > largest ? size : largest;
+    lowest = row[k] < lowest ? row[k] : lowest;
+    poison += row[k] - row[k];
+  }
+  return {largest, lowest, poison};
+}
+
+FK_CLONES static Extent extent(const float* row, int64_t width) {
+  return extent_body(row, width);
+}
+
+FK_CLONES static Extent extent(const double* row, int64_t width) {
+  return extent_body(row, width);
+}
+
+// The rows as one: they lie one behind the other.
+template <typename Real, typename Parallel>
+Extent extent(const PackedMatrix<Real>& matrix, const Parallel& parallel) {
+  std::vector<Extent> rows(matrix.rows);
+  parallel(matrix.rows, matrix.width, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      rows[i] = extent(matrix.row(i), matrix.width);
+    }
+  });
+  Extent all{0, 0, 0};
+  for (const Extent& row : rows) {
+    all = {std::max(all.largest, row.largest), std::min(all.lowest, row.lowest), all.poison + row.poison};
+  }
+  return all;
+}
+
+// products[r] = <row r, x>, n_rows <= kGroup; blocks of columns are added in double.
+constexpr int64_t kGroup = 16;
+
+template <int64_t Rows, typename Real>
+FK_INLINE void multiply_some(const Real* rows, int64_t width, const Real* x, double* products) {
+  double total[Rows] = {};
+  for (int64_t first = 0; first < width; first += kBlock) {
+    const int64_t end = first + kBlock < width ? first + kBlock : width;
+    Real lane[Rows][kLanes] = {};
+    for (int64_t k = first; k < end; k += kLanes) {
+      for (int64_t r = 0; r < Rows; ++r) {
+#pragma omp simd
+        for (int j = 0; j < kLanes; ++j) {
+          lane[r][j] += rows[r * width + k + j] * x[k + j];
+        }
+      }
+    }
+    for (int64_t r = 0; r < Rows; ++r) {
+      total[r] += add_lanes(lane[r]);
+    }
+  }
+  for (int64_t r = 0; r < Rows; ++r) {
+    products[r] = total[r];
+  }
+}
+
+template <typename Real>
+FK_INLINE void multiply_body(const Real* rows, int64_t n_rows, int64_t width, const Real* x, double* products) {
+  int64_t r = 0;
+  for (; r + 4 <= n_rows; r += 4) {
+    multiply_some<4>(rows + r * width, width, x, products + r);
+  }
+  for (; r < n_rows; ++r) {
+    multiply_some<1>(rows + r * width, width, x, products + r);
+  }
+}
+
+FK_CLONES static void multiply(const float* rows, int64_t n_rows, int64_t width, const float* x, double* products) {
+  multiply_body(rows, n_rows, width, x, products);
+}
+
+FK_CLONES static void multiply(const double* rows, int64_t n_rows, int64_t width, const double* x, double* products) {
+  multiply_body(rows, n_rows, width, x, products);
+}
+
+// y = M x.
+template <typename Real, typename Parallel>
+Vector product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel) {
+  std::vector<Real> rounded(matrix.width);
+  std::copy(x.begin(), x.end(), rounded.begin());
+  Vector y(matrix.rows);
+  parallel(matrix.rows, matrix.width, [&](int64_t begin, int64_t end) {
+    multiply(matrix.row(begin), end - begin, matrix.width, rounded.data(), &y[begin]);
+  });
+  return y;
+}
+
+// Sums over rows are taken block by block and then over the blocks, which depend on the matrix alone.
+constexpr int64_t kRowsOfBlock = 4 * kGroup;
+
+// y = sum over the rows of f(row) row, where factors(first, n, to) computes f for up to kGroup rows.
+template <typename Real, typename Parallel, typename Factors>
+void sum_of_rows(const PackedMatrix<Real>& matrix, const Factors& factors, const Parallel& parallel, Vector& y) {
+  const int64_t blocks = (matrix.rows + kRowsOfBlock - 1) / kRowsOfBlock;
+  Vector sums(blocks * matrix.width);
+  parallel(blocks, kRowsOfBlock * matrix.width, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t last = std::min((block + 1) * kRowsOfBlock, matrix.rows);
+      for (int64_t first = block * kRowsOfBlock; first < last; first += kGroup) {
+        Real factor[kGroup];
+        const int64_t n = std::min(kGroup, last - first);
+        factors(first, n, factor);
+        add_rows(matrix.row(first), factor, n, matrix.width, &sums[block * matrix.width]);
+      }
+    }
+  });
+  for (int64_t block = 1; block < blocks; ++block) {
+    combine(1, sums.data(), 1, &sums[block * matrix.width], matrix.columns, sums.data());
+  }
+  std::copy_n(sums.begin(), matrix.columns, y.begin());
+}
+
+// y = M^T x.
+template <typename Real, typename Parallel>
+Vector transposed_product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel) {
+  Vector y(matrix.columns);
+  const auto factors = [&](int64_t first, int64_t n, Real* to) { std::copy_n(x.begin() + first, n, to); };
+  sum_of_rows(matrix, factors, parallel, y);
+  return y;
+}
+
+// y = M^T M x, from one read of the matrix.
+template <typename Real, typename Parallel>
+void normal_product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel, Vector& y) {
+  std::vector<Real> rounded(matrix.width);
+  std::copy(x.begin(), x.end(), rounded.begin());
+  const auto factors = [&](int64_t first, int64_t n, Real* to) {
+    double products[kGroup];
+    multiply(matrix.row(first), n, matrix.width, rounded.data(), products);
+    std::copy_n(products, n, to);
+  };
+  sum_of_rows(matrix, factors, parallel, y);
+}
+
+// The scalar products of four rows with two, all of them loaded once.
+template <typename Real>
+FK_INLINE void multiply_tile_body(const Real* const* a, const Real* const* b, int64_t width, double* products) {
+  double total[8] = {};
+  for (int64_t first = 0; first < width; first += kBlock) {
+    const int64_t end = first + kBlock < width ? first + kBlock : width;
+    Real lane[8][kLanes] = {};
+    for (int64_t k = first; k < end; k += kLanes) {
+      for (int64_t i = 0; i < 8; ++i) {
+#pragma omp simd
+        for (int j = 0; j < kLanes; ++j) {
+          lane[i][j] += a[i / 2][k + j] * b[i % 2][k + j];
+        }
+      }
+    }
+    for (int64_t i = 0; i < 8; ++i) {
+      total[i] += add_lanes(lane[i]);
+    }
+  }
+  std::copy_n(total, 8, products);
+}
+
+FK_CLONES static void multiply_tile(const float* const* a, const float* const* b, int64_t width, double* products) {
+  multiply_tile_body(a, b, width, products);
+}
+
+FK_CLONES static void multiply_tile(const double* const* a, const double* const* b, int64_t width, double* products) {
+  multiply_tile_body(a, b, width, products);
+}
+
+// G = M M^T.
+template <typename Real, typename Parallel>
+PackedMatrix<double> gram(const PackedMatrix<Real>& matrix, const Parallel& parallel) {
+  const int64_t n = matrix.rows;
+  PackedMatrix<double> result(n, n);
+  const auto row = [&](int64_t i) { return matrix.row(std::min(i, n - 1)); };
+  parallel((n + 3) / 4, 4 * matrix.width, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 4 * begin; i < std::min(4 * end, n); i += 4) {
+      const Real* a[4] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
+      for (int64_t j = 0; j < std::min(i + 4, n); j += 2) {
+        const Real* b[2] = {row(j), row(j + 1)};
+        double products[8];
+        multiply_tile(a, b, matrix.width, products);
+        for (int64_t e = 0; e < 8; ++e) {
+          if (i + e / 2 < n && j + e % 2 <= i + e / 2) {
+            result.row(i + e / 2)[j + e % 2] = result.row(j + e % 2)[i + e / 2] = products[e];
+          }
+        }
+      }
+    }
+  });
+  return result;
+}
 
 }  // namespace fairkernels

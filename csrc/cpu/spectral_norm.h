@@ -52,15 +52,130 @@ inline void fix_sign(LeadingPair& pair) {
   }
 }
 
+// Steps that the choice between the two ways counts with.
+constexpr int64_t kUsualSteps = 8;
+
+// Multiply-adds of the Gram matrix run from registers, those of a product from the cache: twice as slow.
+inline bool gram_pays(int64_t small, int64_t large) {
+  const double once = 0.25 * static_cast<double>(small * small) * static_cast<double>(large);
+  const double each = static_cast<double>(small * small);
+  const double direct = 2.0 * static_cast<double>(small) * static_cast<double>(large);
+  return once + kUsualSteps * each < kUsualSteps * direct;
+}
+
+// Brings entries to where neither their squares nor the sums of these leave the range of Real; returns the exponent of the
+// power of two that was taken out.
+template <typename Real, typename Parallel>
+int rescale(PackedMatrix<Real>& matrix, double largest, const Parallel& parallel) {
+  const int exponent = std::ilogb(largest);
+  if (std::abs(exponent) <= 20) {
+    return 0;
+  }
+  const double half = std::ldexp(1.0, -exponent / 2);
+  const double rest = std::ldexp(1.0, -exponent - -exponent / 2);
+  parallel(matrix.rows, matrix.width, [&](int64_t begin, int64_t end) {
+    for (Real* x = matrix.row(begin); x < matrix.row(end); ++x) {
+      *x = static_cast<Real>(*x * half * rest);
+    }
+  });
+  return exponent;
+}
+
+// sigma = |Mv| and u = Mv / sigma, in place of Mv.
+inline double normalise(Vector& image) {
+  const double length = norm(image);
+  scale(image, length > 0 ? 1 / length : 0);
+  return length;
+}
+
+template <typename Real, typename Parallel>
+LeadingPair pair_by_products(const PackedMatrix<Real>& matrix, Vector v, const IterationOptions& options,
+                             const Parallel& parallel) {
+  const auto apply = [&](const Vector& x, Vector& y) { normal_product(matrix, x, parallel, y); };
+  LeadingDirection direction(std::move(v), apply, options);
+  LeadingPair pair{0, {}, direction.take(), direction.steps()};
+  pair.u = product(matrix, pair.v, parallel);
+  pair.sigma = normalise(pair.u);
+  return pair;
+}
+
+// From a first u, since the Gram matrix is one of the rows.
+template <typename Real, typename Parallel>
+LeadingPair pair_by_gram(const PackedMatrix<Real>& matrix, Vector u, const IterationOptions& options, const Parallel& parallel) {
+  const PackedMatrix<double> square = gram(matrix, parallel);
+  const auto apply = [&](const Vector& x, Vector& y) { y = product(square, x, Serial{}); };
+  LeadingDirection direction(std::move(u), apply, options);
+  LeadingPair pair{0, direction.take(), {}, direction.steps()};
+  pair.v = transposed_product(matrix, pair.u, parallel);
+  pair.sigma = normalise(pair.v);
+  return pair;
+}
+
+// Where the first direction happens to be one that the matrix maps to 0: the row with the largest entry is none.
+template <typename Real>
+int64_t largest_row(const PackedMatrix<Real>& matrix) {
+  Vector largest(matrix.rows);
+  for (int64_t i = 0; i < matrix.rows; ++i) {
+    largest[i] = extent(matrix.row(i), matrix.width).largest;
+  }
+  return std::max_element(largest.begin(), largest.end()) - largest.begin();
+}
+
+// Of a matrix that is finite and not 0. If it is `transposed`, so are u and v, and `first` is a direction u.
+template <typename Real, typename Parallel>
+LeadingPair iterate(const PackedMatrix<Real>& matrix, bool transposed, const Vector& first, const IterationOptions& options,
+                    const Parallel& parallel) {
+  const auto from_v = [&](const Vector& v) { return pair_by_products(matrix, v, options, parallel); };
+  const auto from_u = [&](const Vector& u) { return pair_by_gram(matrix, u, options, parallel); };
+  const bool by_gram = transposed || (matrix.rows <= matrix.columns && gram_pays(matrix.rows, matrix.columns));
+  const Vector start = by_gram && !transposed ? product(matrix, first, parallel) : first;
+  LeadingPair pair = norm(start) > 0 ? (by_gram ? from_u(start) : from_v(start)) : constant_pair(0, 0, 0);
+  if (pair.sigma > 0) {
+    return pair;
+  }
+  Vector u(matrix.rows);
+  u[largest_row(matrix)] = 1;
+  return by_gram ? from_u(u) : from_v(transposed_product(matrix, u, parallel));
+}
+
+template <typename Real, typename Parallel>
+LeadingPair leading_pair(PackedMatrix<Real>& matrix, bool transposed, const IterationOptions& options, const double* hint,
+                         const Parallel& parallel) {
+  const int64_t rows = transposed ? matrix.columns : matrix.rows;
+  const int64_t columns = transposed ? matrix.rows : matrix.columns;
+  const Extent entries = extent(matrix, parallel);
+  if (entries.poison != 0) {
+    return constant_pair(rows, columns, std::numeric_limits<double>::quiet_NaN());
+  }
+  if (entries.largest == 0) {
+    return constant_pair(rows, columns, 0);
+  }
+  const int exponent = rescale(matrix, entries.largest, parallel);
+  LeadingPair pair = iterate(matrix, transposed, first_direction(columns, entries.lowest >= 0, hint), options, parallel);
+  pair.sigma = std::ldexp(pair.sigma, exponent);
+  if (transposed) {
+    std::swap(pair.u, pair.v);
+  }
+  fix_sign(pair);
+  return pair;
+}
+
 // `matrix` may be rescaled. `hint`, perhaps null, holds a direction v to start from. Zeros for a zero matrix, NaN if an entry
 // is not finite. parallel(n, elements_each, function(begin, end)) runs a loop; no result depends on how.
 template <typename Real, typename Parallel = Serial>
 LeadingPair leading_pair(PackedMatrix<Real>& matrix, const IterationOptions& options, const double* hint = nullptr,
-                         const Parallel& parallel = {});
+                         const Parallel& parallel = {}) {
+  return leading_pair(matrix, false, options, hint, parallel);
+}
 
-// The same of a matrix with any strides and type.
+// The same of a matrix with any strides and type. Packed so that the rows are the smaller side where that is the Gram matrix's.
 template <typename T, typename Parallel = Serial>
-LeadingPair leading_pair(const T* matrix, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
-                         const IterationOptions& options, const double* hint = nullptr, const Parallel& parallel = {});
+LeadingPair leading_pair(const T* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+                         const IterationOptions& options, const double* hint = nullptr, const Parallel& parallel = {}) {
+  const bool transposed = rows > columns && gram_pays(columns, rows);
+  PackedMatrix<Accumulator<T>> matrix(transposed ? columns : rows, transposed ? rows : columns);
+  pack(data, transposed ? column_stride : row_stride, transposed ? row_stride : column_stride, parallel, matrix);
+  return leading_pair(matrix, transposed, options, hint, parallel);
+}
 
 }  // namespace fairkernels
