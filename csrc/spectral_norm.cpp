@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& matrix, const OptionalT
   const Shape shape = matrix_shape(matrix);
   const int64_t columns = shape.back();
   const int64_t rows = shape[shape.size() - 2];
-  const Starts starts(start, reshaped(shape, 2, {columns}));
+  const SideVectors starts(start, reshaped(shape, 2, {columns}), "start");
   const Tensor sigma = empty(reshaped(shape, 2, {}), dtype);
   const Tensor u = empty(reshaped(shape, 2, {rows}), accumulator_dtype(dtype));
   const Tensor v = empty(reshaped(shape, 2, {columns}), accumulator_dtype(dtype));
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& matrix, const OptionalT
       const Vector hint = starts(problem);
       const T* data = data_of<T>(matrix) + offset(problem);
       const LeadingPair pair = leading_pair(data, rows, columns, matrix.stride(-2), matrix.stride(-1), options,
-                                            start ? hint.data() : nullptr, Threads{});
+                                            hint.empty() ? nullptr : hint.data(), Threads{});
       mutable_data_of<T>(sigma)[problem] = narrow(pair.sigma, T{});
       std::copy(pair.u.begin(), pair.u.end(), mutable_data_of<Real>(u) + problem * rows);
       std::copy(pair.v.begin(), pair.v.end(), mutable_data_of<Real>(v) + problem * columns);

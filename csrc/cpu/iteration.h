@@ -41,6 +41,25 @@ FK_CLONES static void combine(double s, const double* a, double t, const double*
   }
 }
 
+// a = s * (a - t * b - u * c)
+FK_CLONES static void remove(double s, double* a, double t, const double* b, double u, const double* c, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    a[i] = s * (a[i] - t * b[i] - u * c[i]);
+  }
+}
+
+// v = c * v + s * t and p = c * t - s * v with t = a * r + b * p: a rotation of v towards t.
+FK_CLONES static void turn(double c, double s, double a, double b, const double* r, int64_t n, double* v, double* p) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const double towards = a * r[i] + b * p[i];
+    const double old = v[i];
+    v[i] = c * old + s * towards;
+    p[i] = c * towards - s * old;
+  }
+}
+
 inline double dot(const Vector& a, const Vector& b) {
   return dot(a.data(), b.data(), a.size());
 }
@@ -49,12 +68,8 @@ inline double norm(const Vector& a) {
   return std::sqrt(dot(a, a));
 }
 
-inline void combine(double s, const Vector& a, double t, const Vector& b, Vector& to) {
-  combine(s, a.data(), t, b.data(), a.size(), to.data());
-}
-
 inline void scale(Vector& a, double factor) {
-  combine(factor, a, 0, a, a);
+  combine(factor, a.data(), 0, a.data(), a.size(), a.data());
 }
 
 // A direction and its product with A, which goes along with every change of it.
@@ -64,14 +79,9 @@ struct Direction {
 
   explicit Direction(size_t n) : x(n), ax(n) {}
 
-  void scale_by(double factor) {
-    scale(x, factor);
-    scale(ax, factor);
-  }
-
-  void add(double factor, const Direction& other) {
-    combine(1, x, factor, other.x, x);
-    combine(1, ax, factor, other.ax, ax);
+  void remove(double scale, double t, const Direction& b, double u, const Direction& c) {
+    fairkernels::remove(scale, x.data(), t, b.x.data(), u, c.x.data(), x.size());
+    fairkernels::remove(scale, ax.data(), t, b.ax.data(), u, c.ax.data(), x.size());
   }
 };
 
@@ -81,8 +91,8 @@ inline void rotate(double (&t)[3][3], double (&vectors)[3][3], int p, int q) {
     return;
   }
   const double ratio = (t[q][q] - t[p][p]) / (2 * t[p][q]);
-  const double tangent = (ratio < 0 ? -1 : 1) / (std::fabs(ratio) + std::hypot(ratio, 1.0));
-  const double cosine = 1 / std::hypot(tangent, 1.0);
+  const double tangent = (ratio < 0 ? -1 : 1) / (std::fabs(ratio) + std::sqrt(ratio * ratio + 1));
+  const double cosine = 1 / std::sqrt(tangent * tangent + 1);
   const double sine = tangent * cosine;
   const int r = 3 - p - q;
   const double off = t[p][q];
@@ -104,11 +114,12 @@ struct Coefficients {
   double v, r, p;
 };
 
-// The eigenvector of the largest eigenvalue of a symmetric 3 x 3 matrix, which is worn out. Convergence is quadratic: eight
-// sweeps are more than enough.
+// The eigenvector of the largest eigenvalue of a symmetric 3 x 3 matrix, which is worn out. Convergence is quadratic: of
+// eight sweeps the last ones find nothing to do.
 inline Coefficients leading_eigenvector(double (&t)[3][3]) {
   double vectors[3][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
-  for (int sweep = 0; sweep < 8; ++sweep) {
+  const double negligible = 1e-18 * (t[0][0] + t[1][1] + t[2][2]);
+  for (int sweep = 0; sweep < 8 && std::fabs(t[0][1]) + std::fabs(t[0][2]) + std::fabs(t[1][2]) > negligible; ++sweep) {
     rotate(t, vectors, 0, 1);
     rotate(t, vectors, 0, 2);
     rotate(t, vectors, 1, 2);
@@ -143,7 +154,7 @@ class LeadingDirection {
 
   bool converged() {
     theta_ = dot(v_.x, v_.ax);
-    combine(1, v_.ax, -theta_, v_.x, r_.x);
+    combine(1, v_.ax.data(), -theta_, v_.x.data(), v_.x.size(), r_.x.data());
     residual_ = norm(r_.x);
     return !(residual_ > options_.tol * theta_);
   }
@@ -155,34 +166,40 @@ class LeadingDirection {
   }
 
   void accelerated_step() {
-    scale(r_.x, 1 / residual_);
-    for (int twice = 0; twice < 2; ++twice) {
-      combine(1, r_.x, -dot(v_.x, r_.x), v_.x, r_.x);
-      scale(r_.x, 1 / norm(r_.x));
-    }
+    orthonormalise_r();
     apply_(r_.x, r_.ax);
     has_p_ = has_p_ && orthonormalise_p();
-    const Coefficients c = best_combination();
-    move(c);
+    move(best_combination());
     if (steps_ % kRefresh == kRefresh - 1) {
       apply_(v_.x, v_.ax);
     }
   }
 
+  // It is orthogonal to v already but for rounding.
+  void orthonormalise_r() {
+    const double along = dot(v_.x, r_.x);
+    const double left = 1 / std::sqrt(residual_ * residual_ - along * along);
+    combine(left, r_.x.data(), -along * left, v_.x.data(), v_.x.size(), r_.x.data());
+  }
+
+  // Twice where much of it is taken away, which leaves rounding errors along v and r.
   bool orthonormalise_p() {
     for (int twice = 0; twice < 2; ++twice) {
-      p_.add(-dot(v_.x, p_.x), v_);
-      p_.add(-dot(r_.x, p_.x), r_);
-      const double remainder = norm(p_.x);
-      if (!(remainder >= kDependent)) {
+      const double along_v = dot(v_.x, p_.x);
+      const double along_r = dot(r_.x, p_.x);
+      const double left = 1 - along_v * along_v - along_r * along_r;
+      if (!(left >= kDependent * kDependent)) {
         return false;
       }
-      p_.scale_by(1 / remainder);
+      p_.remove(1 / std::sqrt(left), along_v, v_, along_r, r_);
+      if (left > 0.5) {
+        break;
+      }
     }
     return true;
   }
 
-  // Of the space spanned by v, r and p, in the order of which they are orthonormal.
+  // Of v, r and p, which are orthonormal.
   Coefficients best_combination() const {
     const double vr = dot(v_.x, r_.ax);
     const double rr = dot(r_.x, r_.ax);
@@ -193,16 +210,14 @@ class LeadingDirection {
     return leading_eigenvector(t);
   }
 
-  // v becomes the combination, p the part of it that was outside v.
-  void move(const Coefficients& c) {
-    p_.scale_by(has_p_ ? c.p : 0);
-    p_.add(c.r, r_);
-    v_.scale_by(c.v);
-    v_.add(1, p_);
-    v_.scale_by(1 / norm(v_.x));
-    const double length = norm(p_.x);
-    has_p_ = length > 0;
-    p_.scale_by(has_p_ ? 1 / length : 0);
+  // v turns towards the best combination; p becomes the direction, orthogonal to it, in which it has moved.
+  void move(const Coefficients& best) {
+    const double sine = std::sqrt(best.r * best.r + best.p * best.p);
+    has_p_ = sine > 0;
+    if (has_p_) {
+      turn(best.v, sine, best.r / sine, best.p / sine, r_.x.data(), v_.x.size(), v_.x.data(), p_.x.data());
+      turn(best.v, sine, best.r / sine, best.p / sine, r_.ax.data(), v_.x.size(), v_.ax.data(), p_.ax.data());
+    }
   }
 
   const Apply& apply_;

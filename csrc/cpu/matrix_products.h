@@ -180,51 +180,66 @@ Vector product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel
   return y;
 }
 
-// Sums over rows are taken block by block and then over the blocks, which depend on the matrix alone.
-constexpr int64_t kRowsOfBlock = 4 * kGroup;
+// Products that sum over rows: block by block, and then over the blocks, which depend on the matrix alone.
+template <typename Real, typename Parallel>
+class RowSums {
+ public:
+  RowSums(const PackedMatrix<Real>& matrix, const Parallel& parallel)
+      : matrix_(matrix),
+        parallel_(parallel),
+        blocks_((matrix.rows + kRowsOfBlock - 1) / kRowsOfBlock),
+        rounded_(matrix.width),
+        sums_(blocks_ * matrix.width) {}
 
-// y = sum over the rows of f(row) row, where factors(first, n, to) computes f for up to kGroup rows.
-template <typename Real, typename Parallel, typename Factors>
-void sum_of_rows(const PackedMatrix<Real>& matrix, const Factors& factors, const Parallel& parallel, Vector& y) {
-  const int64_t blocks = (matrix.rows + kRowsOfBlock - 1) / kRowsOfBlock;
-  Vector sums(blocks * matrix.width);
-  parallel(blocks, kRowsOfBlock * matrix.width, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t last = std::min((block + 1) * kRowsOfBlock, matrix.rows);
-      for (int64_t first = block * kRowsOfBlock; first < last; first += kGroup) {
-        Real factor[kGroup];
-        const int64_t n = std::min(kGroup, last - first);
-        factors(first, n, factor);
-        add_rows(matrix.row(first), factor, n, matrix.width, &sums[block * matrix.width]);
-      }
-    }
-  });
-  for (int64_t block = 1; block < blocks; ++block) {
-    combine(1, sums.data(), 1, &sums[block * matrix.width], matrix.columns, sums.data());
+  // y = M^T M x, from one read of the matrix.
+  void normal_product(const Vector& x, Vector& y) {
+    std::copy(x.begin(), x.end(), rounded_.begin());
+    sum(y, [&](int64_t first, int64_t n, Real* factors) {
+      double products[kGroup];
+      multiply(matrix_.row(first), n, matrix_.width, rounded_.data(), products);
+      std::copy_n(products, n, factors);
+    });
   }
-  std::copy_n(sums.begin(), matrix.columns, y.begin());
-}
 
-// y = M^T x.
+  // y = M^T x
+  void transposed_product(const Vector& x, Vector& y) {
+    sum(y, [&](int64_t first, int64_t n, Real* factors) { std::copy_n(x.begin() + first, n, factors); });
+  }
+
+ private:
+  static constexpr int64_t kRowsOfBlock = 4 * kGroup;
+
+  template <typename Factors>
+  void sum(Vector& y, const Factors& factors) {
+    const int64_t width = matrix_.width;
+    parallel_(blocks_, kRowsOfBlock * width, [&](int64_t begin, int64_t end) {
+      std::fill(&sums_[begin * width], &sums_[begin * width] + (end - begin) * width, 0.0);
+      for (int64_t first = begin * kRowsOfBlock; first < std::min(end * kRowsOfBlock, matrix_.rows); first += kGroup) {
+        Real factor[kGroup];
+        const int64_t n = std::min(kGroup, matrix_.rows - first);
+        factors(first, n, factor);
+        add_rows(matrix_.row(first), factor, n, width, &sums_[first / kRowsOfBlock * width]);
+      }
+    });
+    for (int64_t block = 1; block < blocks_; ++block) {
+      combine(1, sums_.data(), 1, &sums_[block * width], matrix_.columns, sums_.data());
+    }
+    std::copy_n(sums_.begin(), matrix_.columns, y.begin());
+  }
+
+  const PackedMatrix<Real>& matrix_;
+  const Parallel& parallel_;
+  int64_t blocks_;
+  std::vector<Real> rounded_;
+  Vector sums_;
+};
+
+// y = M^T x
 template <typename Real, typename Parallel>
 Vector transposed_product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel) {
   Vector y(matrix.columns);
-  const auto factors = [&](int64_t first, int64_t n, Real* to) { std::copy_n(x.begin() + first, n, to); };
-  sum_of_rows(matrix, factors, parallel, y);
+  RowSums<Real, Parallel>(matrix, parallel).transposed_product(x, y);
   return y;
-}
-
-// y = M^T M x, from one read of the matrix.
-template <typename Real, typename Parallel>
-void normal_product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel, Vector& y) {
-  std::vector<Real> rounded(matrix.width);
-  std::copy(x.begin(), x.end(), rounded.begin());
-  const auto factors = [&](int64_t first, int64_t n, Real* to) {
-    double products[kGroup];
-    multiply(matrix.row(first), n, matrix.width, rounded.data(), products);
-    std::copy_n(products, n, to);
-  };
-  sum_of_rows(matrix, factors, parallel, y);
 }
 
 // The scalar products of four rows with two, all of them loaded once.

@@ -35,32 +35,33 @@ struct Threads {
   }
 };
 
-// The directions, perhaps absent, from which the problems' iterations start.
-class Starts {
+// One vector for each problem, of any floating type, perhaps none.
+class SideVectors {
  public:
-  Starts(const OptionalTensor& start, const Shape& shape) : start_(start) {
-    if (start_) {
-      float_dtype_of(*start_, "start");
-      require_shape(*start_, shape, "start");
-      offset_.emplace(*start_, 1);
+  SideVectors(const OptionalTensor& vectors, const Shape& shape, const char* name) : vectors_(vectors) {
+    if (vectors_) {
+      dtype_ = float_dtype_of(*vectors_, name);
+      require_shape(*vectors_, shape, name);
+      offset_.emplace(*vectors_, 1);
     }
   }
 
-  // Empty, and then data() null, without one.
+  // Empty without one.
   Vector operator()(int64_t problem) const {
-    if (!start_) {
+    if (!vectors_) {
       return {};
     }
-    Vector loaded(start_->size(-1));
-    with_float_type(float_dtype_of(*start_, "start"), [&](auto type) {
-      const auto* data = data_of<decltype(type)>(*start_) + (*offset_)(problem);
-      load(data, start_->stride(-1), loaded.size(), loaded.data());
+    Vector loaded(vectors_->size(-1));
+    with_float_type(dtype_, [&](auto type) {
+      const auto* data = data_of<decltype(type)>(*vectors_) + (*offset_)(problem);
+      load(data, vectors_->stride(-1), loaded.size(), loaded.data());
     });
     return loaded;
   }
 
  private:
-  OptionalTensor start_;
+  OptionalTensor vectors_;
+  Dtype dtype_ = Dtype::float32;
   std::optional<ProblemOffset> offset_;
 };
 
