@@ -119,13 +119,15 @@ FK_CLONES static double row_dot(const double* a, const double* b, int64_t width)
 // The largest entry, or NaN if there is one.
 template <typename Real>
 FK_INLINE Real top_or_nan(const Real* row, int64_t width) {
+  Real top = -std::numeric_limits<Real>::infinity();
   Real unordered = 0;
   const int64_t n = width / kLanes * kLanes;
-#pragma omp simd reduction(+ : unordered)
+#pragma omp simd reduction(max : top) reduction(+ : unordered)
   for (int64_t k = 0; k < n; ++k) {
+    top = row[k] > top ? row[k] : top;
     unordered += row[k] == row[k] ? Real(0) : Real(1);
   }
-  return unordered > 0 ? std::numeric_limits<Real>::quiet_NaN() : maximum(row, width);
+  return unordered > 0 ? std::numeric_limits<Real>::quiet_NaN() : top;
 }
 
 FK_CLONES static float largest(const float* row, int64_t width) {
@@ -134,6 +136,30 @@ FK_CLONES static float largest(const float* row, int64_t width) {
 
 FK_CLONES static double largest(const double* row, int64_t width) {
   return top_or_nan(row, width);
+}
+
+// The first place of a value, `width` if it has none: whole lanes at a time up to where it is.
+template <typename Real>
+FK_INLINE int64_t place_of_body(const Real* row, int64_t width, Real value) {
+  for (int64_t first = 0; first < width; first += kLanes) {
+    Real found = 0;
+#pragma omp simd reduction(+ : found)
+    for (int j = 0; j < kLanes; ++j) {
+      found += row[first + j] == value ? Real(1) : Real(0);
+    }
+    if (found > 0) {
+      return std::find(row + first, row + first + kLanes, value) - row;
+    }
+  }
+  return width;
+}
+
+FK_CLONES static int64_t place_of(const float* row, int64_t width, float value) {
+  return place_of_body(row, width, value);
+}
+
+FK_CLONES static int64_t place_of(const double* row, int64_t width, double value) {
+  return place_of_body(row, width, value);
 }
 
 // What -log p_y becomes in the row of logits' place, its exponentials, and what its gradient is made of.
@@ -180,7 +206,7 @@ Rival take_rival(Real* row, int64_t classes, int64_t label, Real margin) {
   if (own > margin + top) {
     return {-1, {}};
   }
-  const int64_t column = std::find(row, row + classes, top) - row;
+  const int64_t column = place_of(row, width, top);
   Real others = 0;
   exp_rows(row, 1, width, Real(1), &others);
   const double ahead = static_cast<double>(top) - own + margin;  // >= 0, or NaN
