@@ -82,13 +82,20 @@ class ExpChunk {
         sums_(rows_per_chunk(logits.classes)) {}
 
   void compute(const int64_t* samples, int64_t n_rows) {
+    load_logits(samples, n_rows);
+    exponentiate(n_rows);
+  }
+
+  // The two halves of it, for who needs the logits as well: they stand in the place of the exponentials.
+  void load_logits(const int64_t* samples, int64_t n_rows) {
     for (int64_t r = 0; r < n_rows; ++r) {
       Real* row = exps() + r * width_;
       load(logits_.data + samples[r] * logits_.row_stride, logits_.column_stride, logits_.classes, row);
       std::fill(row + logits_.classes, row + width_, -std::numeric_limits<Real>::infinity());
     }
-    exp_rows(exps(), n_rows, width_, logits_.temperature, sums_.data());
   }
+
+  void exponentiate(int64_t n_rows) { exp_rows(exps(), n_rows, width_, logits_.temperature, sums_.data()); }
 
   int64_t width() const { return width_; }
   Real* exps() { return exps_.data(); }
