@@ -21,6 +21,7 @@ from .reference.spectral_loss import spectral_loss
 from .reference.spectral_norm import spectral_norm
 from .reference.symmetry import symmetry_gap, symmetry_loss
 from .reference.trades_kl import trades_kl
+from .samples import Maker, Sample
 
 NAMESPACE = "fairkernels"
 
@@ -42,8 +43,8 @@ class Operator:
     """Plain PyTorch, called with every floating tensor in the accumulation dtype; it may leave out the results that
     only a backward kernel reads."""
     fake: Callable[..., Any]
-    samples: Callable[[samples.Maker], Iterable[samples.Sample]]
-    sized: Callable[[samples.Maker, int], samples.Sample]
+    samples: Callable[[Maker], Iterable[Sample]]
+    sized: Callable[[Maker, int], Sample]
     """A call of an ordinary kind at a given batch size (matrices: of that size)."""
     differentiable: int = 0
     """How many leading arguments have a gradient."""
