@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -250,12 +249,8 @@ class SoftConfusionMatrix(nn.Module):
 
     def old_share(self, seen: Tensor) -> Tensor:
         """β of each row at its m-th batch, m >= 1: from 0 towards the momentum."""
-        past = -torch.expm1((seen - 1).clamp(min=0) * self.log_momentum)
-        return self.momentum * past / -torch.expm1(seen.clamp(min=1) * self.log_momentum)
-
-    @property
-    def log_momentum(self) -> float:
-        return math.log(self.momentum) if self.momentum > 0 else -math.inf
+        met = seen.double().clamp(min=1)
+        return self.momentum * (1 - self.momentum ** (met - 1)) / (1 - self.momentum**met)
 
     def extra_repr(self) -> str:
         return f"{self.num_classes}, momentum={self.momentum}, temperature={self.temperature}"

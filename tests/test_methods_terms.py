@@ -1,0 +1,166 @@
+"""What training methods need beside their attack: the TRADES term, mixing within a class, worst-case class weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fairkernels.functional as FK
+from fairkernels.nn import TRADESLoss
+from fairkernels.ops.samples import Maker
+
+
+def pair(*shape, scale=1.0, dtype=torch.float64):
+    return Maker(dtype).normal(*shape, scale=scale), Maker(dtype, seed=1).normal(*shape, scale=scale)
+
+
+# --- TRADES -------------------------------------------------------------------------------------------------------
+
+
+def test_trades_is_the_divergence_of_pytorch():
+    natural, adversarial = pair(8, 5)
+    for reduction in ("batchmean", "sum"):
+        expected = F.kl_div(adversarial.log_softmax(1), natural.softmax(1), reduction=reduction)
+        torch.testing.assert_close(FK.trades_kl(natural, adversarial, reduction=reduction), expected)
+    rows = F.kl_div(adversarial.log_softmax(1), natural.softmax(1), reduction="none").sum(1)
+    torch.testing.assert_close(FK.trades_kl(natural, adversarial, reduction="none"), rows)
+
+
+def test_trades_gradients_are_those_of_the_formula():
+    natural, adversarial = (logits.requires_grad_() for logits in pair(8, 5))
+    value = FK.trades_kl(natural, adversarial, reduction="sum")
+    by_natural, by_adversarial = torch.autograd.grad(value, (natural, adversarial))
+    p, q = natural.softmax(1), adversarial.softmax(1)
+    ratio = p.log() - q.log()
+    torch.testing.assert_close(by_adversarial, q - p)
+    torch.testing.assert_close(by_natural, p * (ratio - (p * ratio).sum(1, keepdim=True)))
+
+
+def test_trades_is_finite_where_probabilities_underflow():
+    natural = torch.tensor([[0.0, -1e4, 1e4], [0.0, -torch.inf, 1.0]], requires_grad=True)
+    adversarial = torch.tensor([[1e4, 0.0, -1e4], [0.0, -torch.inf, 2.0]], requires_grad=True)
+    value = FK.trades_kl(natural, adversarial, reduction="sum")
+    assert value.isfinite()
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(value, (natural, adversarial)))
+
+
+def test_trades_of_close_logits_keeps_its_digits():
+    """In float32 the plain formula is wrong by 16 % here."""
+    natural, noise = pair(64, 10)
+    adversarial = natural + 1e-3 * noise
+    exact = FK.trades_kl(natural.float().double(), adversarial.float().double())
+    value = FK.trades_kl(natural.float(), adversarial.float())
+    assert value.item() == pytest.approx(exact.item(), rel=1e-3)
+    assert FK.trades_kl(natural, natural).item() == 0
+
+
+def test_trades_loss_module():
+    natural, adversarial = pair(8, 5)
+    labels = torch.arange(8) % 5
+    expected = F.cross_entropy(natural, labels, label_smoothing=0.1) + 3 * FK.trades_kl(natural, adversarial)
+    torch.testing.assert_close(TRADESLoss(3.0, label_smoothing=0.1)(natural, adversarial, labels), expected)
+
+
+# --- mixing within a class ----------------------------------------------------------------------------------------
+
+
+def test_mixup_mixes_with_another_of_the_class():
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    x = torch.rand(7, 2, 3)
+    for seed in range(50):
+        mixed, partner = FK.same_class_mixup(x, labels, lam=0.3, seed=seed)
+        assert torch.equal(labels[partner], labels)
+        assert (partner == torch.arange(7)).tolist() == [False, False, False, True, False, False, True]
+        torch.testing.assert_close(mixed, 0.3 * x + 0.7 * x[partner])
+
+
+def test_partners_are_uniform():
+    labels = torch.zeros(5, dtype=torch.int64)
+    counts = torch.zeros(5, 5)
+    for seed in range(2000):
+        _, partner = FK.same_class_mixup(torch.zeros(5, 1), labels, lam=0.5, seed=seed)
+        counts[torch.arange(5), partner] += 1
+    others = counts[~torch.eye(5, dtype=torch.bool)]
+    assert (counts.diagonal() == 0).all()
+    assert ((others - 500).abs() < 5 * 500**0.5).all()
+
+
+def test_mixup_theorem_on_two_gaussian_classes():
+    """Mixed samples of a class have the variance g(λ) σ², g = λ² + (1 - λ)²."""
+    x = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20000) % 2
+    for lam in (0.5, 0.8):
+        mixed, _ = FK.same_class_mixup(x, labels, lam=lam, seed=1)
+        assert mixed.var().item() == pytest.approx(lam**2 + (1 - lam) ** 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"lam": 1.5}, ValueError, r"lam must be in \[0, 1\], got 1.5"),
+        ({"lam": torch.rand(3)}, ValueError, r"lam must be .* got \[3\]"),
+        ({"labels": torch.zeros(3)}, TypeError, "labels must hold integers"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels must be \[5\].* got \[3\]"),
+        ({"seed": 0.5}, TypeError, "seed must be an int"),
+    ],
+)
+def test_mixup_errors(changes, error, message):
+    arguments = {"labels": torch.zeros(5, dtype=torch.int64), "lam": 0.5, "seed": 0, **changes}
+    with pytest.raises(error, match=message):
+        FK.same_class_mixup(torch.rand(5, 2), arguments.pop("labels"), **arguments)
+
+
+# --- worst-case class weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("radius", [1e-4, 0.1, 0.5, 2.0])
+def test_weights_lie_on_the_ball_and_beat_what_lies_in_it(radius):
+    losses = Maker(torch.float64).normal(6)
+    weights = FK.kl_dro_weights(losses, radius=radius)
+    uniform = 1 / 6
+    assert weights.sum().item() == pytest.approx(1)
+    assert (uniform * (uniform / weights).log()).sum().item() == pytest.approx(radius, rel=1e-6)
+    others = torch.distributions.Dirichlet(torch.ones(6).double()).sample((20000,))
+    inside = others[(uniform * (uniform / others).log()).sum(1) <= radius]
+    assert ((inside @ losses) <= (weights @ losses) + 1e-9).all()
+
+
+def test_weights_of_absent_classes_are_0():
+    losses, counts = torch.tensor([5.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 3.0, 1.0, 2.0])
+    weights = FK.kl_dro_weights(losses, counts, radius=0.5)
+    assert weights[0] == 0
+    torch.testing.assert_close(weights[1:], FK.kl_dro_weights(losses[1:], radius=0.5))
+
+
+def test_weights_at_the_edges():
+    alone = FK.kl_dro_weights(torch.tensor([1.0, 9.0]), torch.tensor([1.0, 0.0]))
+    assert alone.tolist() == [1, 0]
+    assert FK.kl_dro_weights(torch.ones(4)).tolist() == [0.25] * 4
+    assert FK.kl_dro_weights(torch.arange(4.0), radius=0.0).tolist() == [0.25] * 4
+    assert FK.kl_dro_weights(torch.arange(4.0), torch.zeros(4)).tolist() == [0.0] * 4
+    assert FK.kl_dro_weights(torch.tensor([0.0, 1e-30])).isfinite().all()
+    assert FK.kl_dro_weights(torch.tensor([0.0, torch.nan, 1.0])).isnan().all()
+
+
+def test_weights_are_shift_and_scale_free():
+    losses = Maker(torch.float64).normal(6)
+    torch.testing.assert_close(FK.kl_dro_weights(3 * losses + 7), FK.kl_dro_weights(losses))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.tensor(1.0),), ValueError, r"class_losses must be \[..., K\] with K >= 1, got \[\]"),
+        ((torch.zeros(3, dtype=torch.int64),), TypeError, "class_losses must be float32"),
+        ((torch.zeros(3), torch.zeros(2)), ValueError, r"counts must be \[3\].* got \[2\]"),
+    ],
+)
+def test_weights_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        FK.kl_dro_weights(*arguments)
+
+
+def test_trades_errors():
+    with pytest.raises(ValueError, match=r"adversarial_logits must be \[3, 4\] torch.float32 like natural_logits"):
+        FK.trades_kl(torch.zeros(3, 4), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="reduction must be one of 'batchmean', 'sum', 'none'"):
+        FK.trades_kl(torch.zeros(3, 4), torch.zeros(3, 4), reduction="mean")  # type: ignore[arg-type]
