@@ -3,7 +3,7 @@
 Options are keyword-only; any floating dtype, any strides. The class axis is last and everything before the batch axis
 is a batch of independent problems: logits ``[..., B, K]``, labels ``[..., B]`` or ``[B]`` (shared by all problems),
 results ``[...]`` in the dtype of the logits (sums are kept in float32, float64 for float64). Matrices have the true
-class in their rows, the predicted one in their columns. Everything has a second derivative.
+class in their rows, the predicted one in their columns. What has a derivative has a second one (reverse mode).
 
 ``backend`` forces ``"native"`` (compiled C++), ``"triton"`` or ``"reference"`` (plain PyTorch); a forced backend runs
 or raises ``RuntimeError`` with the reason. See :func:`fairkernels.explain` and :func:`fairkernels.use_backend`.
@@ -143,9 +143,7 @@ def confusion_counts(
         raise ValueError(f"predictions must be [..., B], got {check.shape(predictions)}")
     check.integers(labels, "labels")
     check.same_device(labels, "labels", predictions, "predictions")
-    check.integer(num_classes, "num_classes")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+    check.class_count(num_classes, "num_classes")
     check.integer(ignore_index, "ignore_index")
     predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
     labels = check.rows(labels, "labels", predictions.unsqueeze(-1), "predictions.unsqueeze(-1)")
@@ -190,7 +188,7 @@ def symmetry_gap(
     """
     check.square(confusion, "confusion")
     if counts is not None:
-        counts = check.side_values(counts, "counts", confusion.shape[:-1], confusion, "confusion")
+        counts = check.counts(counts, "counts", confusion.shape[:-1], confusion, "confusion")
     _symmetry_options(eps, absent, reduction)
     return run("symmetry_gap", confusion, counts, float(eps), absent, reduction, backend=backend)[0]
 
@@ -462,7 +460,7 @@ def pgd_step(
     radius, radii = _per_element(eps, "eps", x, norm == "l2")
     (low, lows), (high, highs) = _bounds(bounds, x)
     if mask is not None:
-        check.tensor(mask, "mask")
+        check.mask(mask, "mask")
         check.same_device(mask, "mask", x, "x")
         mask = _padded(mask, "mask", x)
     args = (x_adv, grad, x, steps, radii, lows, highs, mask, step, radius, low, high, norm, bool(targeted))
@@ -476,8 +474,11 @@ def pgd_step(
 
 def _pgd_step_into(out: Tensor, args: tuple[Any, ...], backend: Backend | None) -> Tensor:
     """Straight into ``out`` where a kernel can and no input would be overwritten before it is read."""
-    x_adv, grad, x = args[:3]
-    if not torch.compiler.is_compiling() and not any(_overlaps(out, read) for read in (x_adv, grad, x)):
+    x_adv = args[0]
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("out= can not be used under torch.func transforms; use what pgd_step returns")
+    reads = [arg for arg in args if isinstance(arg, Tensor)]
+    if not torch.compiler.is_compiling() and not any(_overlaps(out, read) for read in reads):
         forced = dispatch.forced_backend(backend)
         if dispatch.choose("pgd_step", x_adv.device.type, x_adv.dtype, forced) == "native":
             with torch.no_grad():
@@ -633,7 +634,7 @@ def kl_dro_weights(
     if class_losses.dim() < 1 or class_losses.shape[-1] == 0:
         raise ValueError(f"class_losses must be [..., K] with K >= 1, got {check.shape(class_losses)}")
     if counts is not None:
-        counts = check.side_values(counts, "counts", class_losses.shape, class_losses, "class_losses")
+        counts = check.counts(counts, "counts", class_losses.shape, class_losses, "class_losses")
     check.non_negative(radius, "radius")
     return run("kl_dro_weights", class_losses, counts, float(radius), backend=backend)[0]
 
@@ -735,4 +736,4 @@ def _overlaps(out: Tensor, read: Tensor) -> bool:
     """Whether writing ``out`` could destroy what is still to be read; the same view, element by element, is safe."""
     if out.untyped_storage().data_ptr() != read.untyped_storage().data_ptr():
         return False
-    return (out.data_ptr(), out.stride()) != (read.data_ptr(), read.stride())
+    return (out.data_ptr(), out.shape, out.stride()) != (read.data_ptr(), read.shape, read.stride())

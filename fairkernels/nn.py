@@ -193,9 +193,7 @@ class SoftConfusionMatrix(nn.Module):
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
-        check.integer(num_classes, "num_classes")
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+        check.class_count(num_classes, "num_classes")
         check.non_negative(momentum, "momentum")
         if momentum >= 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")

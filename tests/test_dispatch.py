@@ -44,6 +44,24 @@ def test_scope_ends_with_an_exception():
     FK.symmetry_loss(LOGITS, LABELS)
 
 
+def test_scopes_of_two_threads_may_end_in_any_order():
+    first, second = fairkernels.use_backend("reference"), fairkernels.use_backend("triton")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert dispatch.forced_backend(None) == "triton"
+    second.__exit__(None, None, None)
+    assert dispatch.forced_backend(None) is None
+
+
+@needs_native
+def test_backward_obeys_the_scope_it_runs_in():
+    leaf = LOGITS.clone().requires_grad_()
+    loss = FK.symmetry_loss(leaf, LABELS)
+    with fairkernels.use_backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("wrong", ["cuda", "", 3])
 def test_unknown_backend(wrong):
     message = "backend must be one of 'native', 'triton', 'reference'"
@@ -52,8 +70,9 @@ def test_unknown_backend(wrong):
 
 
 def test_unknown_backend_of_a_call():
-    with pytest.raises(ValueError, match="backend must be one of"):
-        FK.symmetry_loss(LOGITS, LABELS, backend="cuda")
+    for wrong in ("cuda", "", 0):
+        with pytest.raises(ValueError, match="backend must be one of"):
+            FK.symmetry_loss(LOGITS, LABELS, backend=wrong)
 
 
 def run_python(code, **environment):
@@ -88,6 +107,12 @@ def test_explain_names_every_backend(name):
 def test_explain_of_a_forced_backend_that_can_not_run():
     with fairkernels.use_backend("triton"):
         assert "nothing: backend 'triton' was asked for" in fairkernels.explain("symmetry_gap")
+
+
+def test_explain_takes_tensors():
+    with pytest.raises(TypeError, match=r"tensors must be a torch.Tensor, got int"):
+        fairkernels.explain("pgd_step", 3)
+    assert "symmetry_loss on cpu int64: reference" in fairkernels.explain("symmetry_loss", LABELS)
 
 
 def test_explain_of_an_unknown_operator():

@@ -10,6 +10,7 @@ from cases import COMPILED
 import fairkernels.functional as FK
 from fairkernels.ops.reference._philox import philox
 from fairkernels.ops.reference.spectral_norm import resolvent
+from fairkernels.ops.samples import Maker
 
 
 def batch(samples=30, classes=5, seed=0, dtype=torch.float64):
@@ -131,6 +132,28 @@ def test_small_rates_do_not_underflow(backend):
     together, down = 4 / 5, 2 / 5 * 1 / 5
     assert grad[0, 1].item() == pytest.approx(down + together, rel=1e-5)
     assert grad[1, 0].item() == pytest.approx(down - together, rel=1e-5)
+
+
+def test_second_derivative_without_damping_is_finite_where_rates_underflow():
+    logits = (60 * Maker().normal(20, 10)).requires_grad_()
+    loss = FK.symmetry_loss(logits, torch.arange(20) % 10, eps=0.0)
+    (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+    assert torch.autograd.grad(grad.square().sum(), logits)[0].isfinite().all()
+
+
+def test_kl_all_compares_logits_at_no_margin():
+    """Rounded probabilities tie, or vanish, where logits do not."""
+    logits = 60 * Maker(torch.float32).normal(200, 10)
+    labels = torch.arange(200) % 10
+    value = FK.spectral_loss(logits, labels, surrogate="kl-all")
+    matrix = loop_spectral_matrix(logits.double(), labels, "kl-all", 0.0)
+    assert value.item() == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-5)
+
+
+def test_counts_may_be_integers(backend):
+    rates, counts = torch.rand(3, 3), torch.tensor([2, 0, 1])
+    expected = FK.symmetry_gap(rates, counts.float(), backend=backend)
+    torch.testing.assert_close(FK.symmetry_gap(rates, counts, backend=backend), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -400,6 +423,15 @@ def test_out_that_overlaps_an_input_elsewhere_is_still_right(backend):
     x_adv, out = storage[:36].view(4, 9), storage[9:].view(4, 9)
     expected = FK.pgd_step(x_adv.clone(), grad, x, alpha=0.05, eps=0.1, backend=backend)
     torch.testing.assert_close(FK.pgd_step(x_adv, grad, x, alpha=0.05, eps=0.1, out=out, backend=backend), expected)
+
+
+def test_out_may_overlap_the_mask(backend):
+    x, grad = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    storage = torch.rand(200)
+    mask, out = storage[4:100].view(2, 3, 4, 4), storage[8:104].view(2, 3, 4, 4)
+    options = {"alpha": 0.1, "eps": 0.1, "norm": "l2", "backend": backend}
+    expected = FK.pgd_step(x, grad, x, mask=mask.clone(), **options)
+    torch.testing.assert_close(FK.pgd_step(x, grad, x, mask=mask, out=out, **options), expected)
 
 
 def test_channels_last_stays_channels_last(backend):

@@ -13,8 +13,10 @@ from cases import (
     flat,
     operator_call,
     plain,
+    replace_tensors,
     sample,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fairkernels
@@ -150,6 +152,20 @@ def test_compile_with_inductor(name, backend):
     check_compiled(name, backend, "inductor", (7, 9))
 
 
+@pytest.mark.parametrize(("name", "backend"), [pair for pair in ONE_OF_EACH if pair[0] in DIFFERENTIABLE])
+def test_compile_of_the_function_class(name, backend):
+    first, *rest = operator_call(name, sized(name, 6))
+    function = getattr(fairkernels.autograd, OPERATORS[name].function_name)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda z: function.apply(z, *rest, backend)[0], fullgraph=True, backend="aot_eager")
+    ours, eager = (first.clone().requires_grad_() for _ in range(2))
+    value, expected = compiled(ours), function.apply(eager, *rest, backend)[0]
+    torch.testing.assert_close(value, expected)
+    value.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(ours.grad, eager.grad)
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_compile_keeps_the_scoped_backend(backend):
     logits, labels = sized("symmetry_loss", 8).args
@@ -270,6 +286,29 @@ def test_what_is_not_differentiable_is_detached(name, backend):
     s = plain(name)
     leaf = s.args[0].clone().requires_grad_()
     assert not call(name, Sample("", (leaf, *s.args[1:]), s.kwargs), backend=backend)[0].requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fake_tensors_in_eager(name):
+    s = sized(name, 6)
+    real = call(name, s)
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        fake = call(name, replace_tensors(s, mode.from_tensor))
+    assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]
+
+
+@pytest.mark.parametrize(("name", "backend"), ONE_OF_EACH)
+def test_vmap_over_nothing(name, backend):
+    s = sized(name, 6)
+    batches = [torch.stack([t])[:0] for t in s.args]
+    results = torch.func.vmap(lambda *args: flat(getattr(FK, name)(*args, **s.kwargs, backend=backend)))(*batches)
+    assert [result.shape for result in results] == [(0, *result.shape) for result in call(name, s)]
+
+
+def test_vmap_of_a_registered_op_keeps_the_backend():
+    args = operator_call("symmetry_loss", sized("symmetry_loss", 6))
+    with pytest.raises(RuntimeError, match="'triton' was asked for"):
+        torch.func.vmap(lambda z: registered("symmetry_loss")(z, *args[1:], backend="triton")[0])(args[0][None])
 
 
 def test_every_backend_is_tested():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, library
 from .schema import NAMESPACE, OPERATORS, Operator
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
@@ -86,7 +86,7 @@ def gradients(ctx: Any, operator: Operator, grad: Tensor | None, kernel: Callabl
     if torch.is_grad_enabled():
         grads = dispatch.reference_backward(operator, grad, args)
     else:
-        grads = kernel(operator, grad, args, further, ctx.backend)
+        grads = kernel(operator, grad, args, further, dispatch.forced_backend(ctx.backend))
     return (*grads, *nothing[len(grads) :])
 
 
@@ -102,6 +102,9 @@ def vmap_rule(operator: Operator, call: Callable[..., Any]) -> Callable[..., Any
         full = [lifted(arg, dim) for arg, dim in zip(args, in_dims, strict=False)]
         if operator.batched:
             results = call(*full)
+        elif info.batch_size == 0:
+            one = operator.fake(*(arg.new_empty(arg.shape[1:]) if isinstance(arg, Tensor) else arg for arg in full))
+            results = tuple(result.new_empty((0, *result.shape)) for result in results_of(one))
         else:
             slices = [
                 call(*(arg[i] if isinstance(arg, Tensor) else arg for arg in full)) for i in range(info.batch_size)
@@ -116,7 +119,10 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
     """The Function of one operator: old style in eager, the cheapest; ``setup_context`` style under functorch."""
 
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return dispatch.forward(operator, *call_and_backend(operator, args))
+        call, backend = call_and_backend(operator, args)
+        if torch.compiler.is_compiling():  # torch.compile traces into a Function
+            return run_registered(operator.name, call, backend)
+        return dispatch.forward(operator, call, backend)
 
     def forward_and_save(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         results = forward(*args)
@@ -127,7 +133,8 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
         save(ctx, operator, inputs, output)
 
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        return gradients(ctx, operator, grad, dispatch.backward)
+        kernel = registered_backward if torch.compiler.is_compiling() else dispatch.backward
+        return gradients(ctx, operator, grad, kernel)
 
     def apply(cls: type, *args: Any) -> Any:
         if _functorch_is_active():
@@ -178,11 +185,43 @@ def register(operator: Operator) -> None:
 
     define(f"{name}({operator.arguments}, *, str? backend=None) -> ({results})", kernel)
     torch.library.register_fake(qualified, without_backend(operator.fake), lib=_definitions)
+    if "native" in operator.kernels and library.MISSING is None:
+        register_native_fakes(operator)
     if operator.differentiable:
         register_backward(operator)
     call = getattr(torch.ops.fairkernels, name)
-    as_tuple = vmap_rule(operator, lambda *args: results_of(call(*args)))
-    torch.library.register_vmap(qualified, lambda info, dims, *args, **_: one_or_all(*as_tuple(info, dims, *args)))
+
+    def vmap(info: Any, dims: tuple[int | None, ...], *args: Any, backend: str | None = None) -> tuple[Any, Any]:
+        rule = vmap_rule(operator, lambda *full: results_of(call(*full, backend=backend)))
+        return one_or_all(*rule(info, dims, *args))
+
+    torch.library.register_vmap(qualified, vmap)
+
+
+def register_native_fakes(operator: Operator) -> None:
+    """For tracing in eager, where the kernels are called without the registered op around them."""
+    written = (lambda *_: None) if operator.writes_into else operator.fake
+    torch.library.register_fake(f"{NAMESPACE}::_{operator.name}_native", written, lib=_definitions)
+    if operator.differentiable:
+        name = f"{NAMESPACE}::_{operator.name}_backward_native"
+        torch.library.register_fake(name, fake_backward(operator), lib=_definitions)
+
+
+def fake_backward(operator: Operator) -> Callable[..., Any]:
+    leading = operator.differentiable
+
+    def fake(grad: Tensor, *args: Any, **_: Any) -> Any:
+        grads = tuple(arg.new_empty(arg.shape) for arg in args[:leading])
+        return grads if leading > 1 else grads[0]
+
+    return fake
+
+
+def registered_backward(
+    operator: Operator, grad: Tensor, args: tuple[Any, ...], further: tuple[Tensor, ...], backend: str | None
+) -> tuple[Tensor, ...]:
+    op = getattr(torch.ops.fairkernels, f"{operator.name}_backward")
+    return results_of(op(grad, *args, *further, backend=backend))
 
 
 def register_backward(operator: Operator) -> None:
@@ -193,25 +232,17 @@ def register_backward(operator: Operator) -> None:
         grads = dispatch.backward(operator, grad, args[:count], args[count:], dispatch.forced_backend(backend))
         return grads if len(grads) > 1 else grads[0]
 
-    def fake(grad: Tensor, *args: Any, **_: Any) -> Any:
-        grads = tuple(arg.new_empty(arg.shape) for arg in args[:leading])
-        return grads if leading > 1 else grads[0]
-
     def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         save(ctx, operator, (*inputs, keyword_only_inputs["backend"]), results_of(output))  # forced stays forced
 
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return gradients(ctx, operator, grad, registered_backward)
 
-    def registered_backward(operator: Operator, grad: Tensor, args: Any, further: Any, backend: str | None) -> Any:
-        op = getattr(torch.ops.fairkernels, name)
-        return results_of(op(grad, *args, *further, backend=backend))
-
     define(
         f"{name}({operator.backward_arguments}, *, str? backend=None) -> ({', '.join(['Tensor'] * leading)})",
         kernel,
     )
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_definitions)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_backward(operator), lib=_definitions)
     torch.library.register_autograd(
         f"{NAMESPACE}::{operator.name}", backward, setup_context=setup_context, lib=_definitions
     )

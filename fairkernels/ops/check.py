@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+MOST_CLASSES = 2**20  # of a matrix that is stored: 8 TiB of counts
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -70,13 +72,29 @@ def positive(value: Any, name: str) -> None:
 
 
 def number(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, float):
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a float64, got an integer beyond its range") from None
 
 
 def integer(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, torch.SymInt):
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not -(2**63) <= int(value) < 2**63:
+        raise ValueError(f"{name} must be an int64, got {value}")
+
+
+def class_count(value: Any, name: str) -> None:
+    integer(value, name)
+    if not 1 <= int(value) <= MOST_CLASSES:
+        raise ValueError(f"{name} must be >= 1 and <= {MOST_CLASSES}, got {value}")
 
 
 def option(value: Any, name: str, options: Sequence[Any]) -> None:
@@ -106,6 +124,19 @@ def rows(value: Tensor, name: str, scores: Tensor, scores_name: str = "logits") 
         wanted = f"{list(expected)} or {list(expected[-1:])}" if len(expected) > 1 else f"{list(expected)}"
         raise ValueError(f"{name} must be {wanted} ({scores_name} is {shape(scores)}), got {shape(value)}")
     return value.expand(expected)
+
+
+def mask(value: Any, name: str) -> None:
+    tensor(value, name)
+    if value.dtype not in (*FLOATS, torch.bool, torch.uint8):
+        raise TypeError(f"{name} must be floating, bool or uint8, got {value.dtype}")
+
+
+def counts(value: Any, name: str, expected: Sequence[int], beside: Tensor, beside_name: str) -> Tensor:
+    """Like :func:`side_values`, but integers are as good."""
+    tensor(value, name)
+    value = value.to(torch.float64) if value.dtype in INTEGERS else value
+    return side_values(value, name, expected, beside, beside_name)
 
 
 def side_values(value: Any, name: str, expected: Sequence[int], beside: Tensor, beside_name: str) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from . import library
+from . import check, library
 from .schema import NAMESPACE, OPERATORS, Operator
 
 Backend = Literal["native", "triton", "reference"]
@@ -19,10 +20,9 @@ Backend = Literal["native", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = ("native", "triton", "reference")
 """In the order of preference."""
 
-KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
-
 _environment: str | None = os.environ.get("FAIRKERNELS_BACKEND") or None
-_scoped: str | None = None  # a plain global: torch.compile sees it change, a ContextVar or a thread's local it does not
+_scopes: list[list[str | None]] = []  # those that are open, of all threads; each is one list of its own
+_scoped: str | None = None  # the last one's; a plain global: torch.compile does not see a ContextVar change
 
 
 # --- which backend ------------------------------------------------------------------------------------------------
@@ -44,16 +44,22 @@ def use_backend(name: Backend | None) -> Iterator[None]:
     """
     global _scoped
     check_backend(name)
-    before, _scoped = _scoped, name
+    scope: list[str | None] = [name]
+    _scopes.append(scope)
+    _scoped = name
     try:
         yield
     finally:
-        _scoped = before
+        _scopes[:] = [other for other in _scopes if other is not scope]
+        _scoped = _scopes[-1][0] if _scopes else None
 
 
 def forced_backend(argument: str | None) -> str | None:
     """The backend somebody asked for: the argument, else the scope, else ``FAIRKERNELS_BACKEND``."""
-    return argument or _scoped or _environment
+    if argument is not None:
+        check_backend(argument)
+        return argument
+    return _scoped or _environment
 
 
 def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -> str | None:
@@ -66,8 +72,8 @@ def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -
         return library.MISSING
     if device != "cpu":
         return f"there are no {backend} kernels for {device} tensors in this build"
-    if dtype not in KERNEL_DTYPES:
-        return f"{backend} kernels take {', '.join(str(known) for known in KERNEL_DTYPES)}, not {dtype}"
+    if dtype not in operator.dtypes:
+        return f"{operator.name} takes {', '.join(str(known) for known in operator.dtypes)}, not {dtype}"
     return None
 
 
@@ -89,18 +95,21 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> str:
 
     Args:
         op: name of the operator, or its function in ``fairkernels.functional``.
-        tensors: the tensors of the call, the differentiable one first; without any, float32 on the CPU is meant.
+        tensors: the tensors of the call, in its order; without any, ordinary ones on the CPU are meant.
 
     Returns:
         One line for the choice and one for every backend.
 
     Raises:
         ValueError: if there is no such operator.
+        TypeError: if something else than tensors is given.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in OPERATORS:
         raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {name!r}")
-    first = tensors[0] if tensors else torch.empty(0)
+    for tensor in tensors:
+        check.tensor(tensor, "tensors")
+    first = tensors[0] if tensors else torch.empty(0, dtype=OPERATORS[name].dtypes[0])
     device, dtype = first.device.type, first.dtype
     forced = forced_backend(None)
 
@@ -184,7 +193,7 @@ def check_classes(operator: Operator, args: tuple[Any, ...]) -> None:
         ignore_index = args[operator.argument_names.index("ignore_index")]
     else:
         return
-    if labels.device.type != "cpu":
+    if labels.device.type != "cpu" or isinstance(labels, FakeTensor):
         return
     kept = labels != ignore_index
     for name, classes in (("labels", labels), ("predictions", predictions)):

@@ -48,6 +48,8 @@ class Operator:
     """A call of an ordinary kind at a given batch size (matrices: of that size)."""
     differentiable: int = 0
     """How many leading arguments have a gradient."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    """Of the first argument."""
     batched: bool = True
     """Leading dimensions are independent problems; if not, vmap calls the operator slice by slice."""
     writes_into: bool = False
@@ -81,8 +83,9 @@ class Operator:
         first = args[0]
         accumulate = accumulation_dtype(first.dtype)
         wide = [arg.to(accumulate) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
-        if torch.is_autocast_enabled(first.device.type):
-            with torch.autocast(first.device.type, enabled=False):
+        device = first.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 outputs = self.reference(*wide)
         else:
             outputs = self.reference(*wide)
@@ -215,6 +218,7 @@ OPERATORS: dict[str, Operator] = {
             reference=confusion_counts,
             fake=fakes.confusion_counts,
             samples=samples.confusion_counts,
+            dtypes=(torch.int64,),
             sized=samples.sized_hard_batch,
             kernels=NATIVE,
         ),

@@ -15,9 +15,14 @@ def active_pairs(confusion: Tensor, counts: Tensor | None, absent: str) -> Tenso
     return pairs & present.unsqueeze(-1) & present.unsqueeze(-2)
 
 
+def damping(mass: Tensor, eps: float) -> Tensor | float:
+    """``s / (s + ε)`` without 0/0 and without underflow; 1 for ε = 0, whose derivatives would divide by tiny masses."""
+    return mass / torch.where(mass > 0, mass + eps, 1) if eps > torch.finfo(mass.dtype).tiny else 1.0
+
+
 def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str) -> Tensor:
     gap, mass = (confusion - confusion.mT).abs(), confusion + confusion.mT
-    penalty = gap * (mass / torch.where(mass > 0, mass + eps, 1))  # no 0/0, no underflow, in value or gradient
+    penalty = gap * damping(mass, eps)
     pairs = active_pairs(confusion, counts, absent)
     total = torch.where(pairs, penalty, 0).sum((-2, -1))
     return total / pairs.sum((-2, -1)).clamp(min=1) if reduction == "mean" else total
