@@ -84,7 +84,7 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, cons
     load(gradient.data + label * gradient.row_stride, gradient.column_stride, arguments.classes, row);
   };
   parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, scale.data(), load_gradient, grad_logits);
+    backward_confusion(logits, order, chunks.data() + begin, chunks.data() + end, scale.data(), load_gradient, grad_logits);
   });
   clear_ignored(order, grad_logits);
 }

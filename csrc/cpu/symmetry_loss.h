@@ -53,10 +53,10 @@ std::vector<int64_t> present_classes(const ClassOrder<Real>& order) {
 }
 
 // The columns of the present classes of a row of all classes, and back.
-template <typename From, typename Real>
-void gather(const From* row, const std::vector<int64_t>& present, double factor, Real* compact) {
+template <typename Real>
+void gather(const Real* row, const std::vector<int64_t>& present, Real* compact) {
   for (size_t j = 0; j < present.size(); ++j) {
-    compact[j] = static_cast<Real>(row[present[j]] * factor);
+    compact[j] = row[present[j]];
   }
 }
 
@@ -71,15 +71,14 @@ void scatter(const Real* compact, const std::vector<int64_t>& present, Real* row
 template <typename T>
 void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present, bool compact,
                int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
-  ClassSum<T> class_sum(logits);
+  ConfusionRow<T> confusion_row(logits);
   for (int64_t i = begin; i < end; ++i) {
-    const double* total = class_sum(order, present[i]);
-    const double factor = inverse_count(order.count[present[i]]);
+    const Accumulator<T>* from = confusion_row(order, present[i], inverse_count(order.count[present[i]]));
     Accumulator<T>* row = rates.data + i * rates.row_stride;
     if (compact) {
-      gather(total, present, factor, row);
+      gather(from, present, row);
     } else {
-      scale_row(total, factor, order.classes, row);
+      std::copy_n(from, order.classes, row);
     }
   }
 }
