@@ -90,4 +90,15 @@ struct ClassOrder {
   }
 };
 
+template <typename Real>
+std::vector<int64_t> present_classes(const ClassOrder<Real>& order) {
+  std::vector<int64_t> present;
+  for (int64_t label = 0; label < order.classes; ++label) {
+    if (order.present(label)) {
+      present.push_back(label);
+    }
+  }
+  return present;
+}
+
 }  // namespace fairkernels

@@ -41,17 +41,6 @@ FK_CLONES static double absent_pairs(double* rates, const double* absent, int64_
   return absent_pairs_body(rates, absent, classes, eps, scale);
 }
 
-template <typename Real>
-std::vector<int64_t> present_classes(const ClassOrder<Real>& order) {
-  std::vector<int64_t> present;
-  for (int64_t label = 0; label < order.classes; ++label) {
-    if (order.present(label)) {
-      present.push_back(label);
-    }
-  }
-  return present;
-}
-
 // The columns of the present classes of a row of all classes, and back.
 template <typename Real>
 void gather(const Real* row, const std::vector<int64_t>& present, Real* compact) {

@@ -135,6 +135,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.spectral_norm,
             samples=samples.spectral_norm,
             differentiable=1,
+            kernels=NATIVE,
         ),
         Operator(
             name="spectral_loss",
@@ -145,6 +146,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.spectral_loss,
             samples=samples.spectral_loss,
             differentiable=1,
+            kernels=NATIVE,
         ),
         Operator(
             name="fair_cross_entropy",

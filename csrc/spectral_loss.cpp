@@ -1,0 +1,209 @@
+// spectral_loss: checks and glue. The mathematics is in cpu/spectral_loss.h, cpu/spectral_norm.h and cpu/sparse_norm.h.
+#include "cpu/spectral_loss.h"
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "support/confusion_arguments.h"
+#include "support/parallel.h"
+#include "support/spectral_options.h"
+#include "support/spectral_terms.h"
+#include "support/tensor.h"
+
+namespace fairkernels {
+namespace {
+
+class LossArguments {
+ public:
+  LossArguments(const Tensor& logits, const Tensor& labels, const OptionalTensor& class_weight, const OptionalTensor& start,
+                Surrogate surrogate, double margin, int64_t ignore_index)
+      : batch(logits, labels, std::nullopt, 1.0, ignore_index),
+        vectors(reshaped(batch.shape, 2, {batch.classes})),
+        class_weights(class_weight, vectors, "class_weight"),
+        starts(start, vectors, "start"),
+        surrogate(surrogate),
+        margin(margin) {}
+
+  // What each row of the matrix is multiplied by.
+  template <typename Real>
+  Vector row_factors(const ClassOrder<Real>& order, int64_t problem) const {
+    const double total = std::accumulate(order.count.begin(), order.count.end(), 0.0);
+    const Vector weights = class_weights(problem);
+    Vector factors(batch.classes);
+    for (int64_t label = 0; label < batch.classes; ++label) {
+      const double count = surrogate == Surrogate::kl_all ? total : order.count[label];
+      factors[label] = inverse_count(count) * (weights.empty() ? 1 : weights[label]);
+    }
+    return factors;
+  }
+
+  const ConfusionArguments batch;
+  const Shape vectors;
+  const SideVectors class_weights;
+  const SideVectors starts;
+  const Surrogate surrogate;
+  const double margin;
+};
+
+// Of the rows of the matrix, [begin, end).
+template <typename T>
+void dense_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
+                const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
+                PackedMatrix<Accumulator<T>>& matrix) {
+  ExpChunk<T> rows(logits);
+  SurrogateSum<Accumulator<T>> sum(arguments.surrogate, arguments.margin, logits.classes);
+  for (int64_t i = begin; i < end; ++i) {
+    sum.clear();
+    order.for_each_chunk(present[i], [&](Chunk chunk) {
+      rows.compute(&order.sample[chunk.first], chunk.rows, order.sample.data() + order.sample.size());
+      sum.add(rows, chunk);
+    });
+    sum.take(present[i], factors[present[i]], matrix.row(i));
+  }
+}
+
+// The same for "kl", whose samples without an error need no exponentials.
+template <typename T>
+void sparse_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
+                 const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
+                 std::vector<std::vector<Entry>>& entries) {
+  RowReader<T> reader(logits, 1);
+  RivalSum<Accumulator<T>> sum(arguments.margin, logits.classes);
+  for (int64_t i = begin; i < end; ++i) {
+    sum.clear();
+    for (int64_t at = order.start[present[i]]; at < order.start[present[i] + 1]; ++at) {
+      sum.add(reader(order.sample[at], 0), present[i]);
+    }
+    entries[i] = sum.take(factors[present[i]]);
+  }
+}
+
+template <typename T>
+void forward_problem(const LossArguments& arguments, int64_t problem, const IterationOptions& options, T& loss,
+                     Accumulator<T>* u, Accumulator<T>* v) {
+  const int64_t classes = arguments.batch.classes;
+  const auto logits = arguments.batch.logits<T>(problem);
+  const auto order = arguments.batch.order<Accumulator<T>>(problem);
+  const Vector factors = arguments.row_factors(order, problem);
+  const std::vector<int64_t> present = present_classes(order);
+  const int64_t n = present.size();
+  SurrogateMatrix<Accumulator<T>> matrix(arguments.surrogate, n, classes);
+  parallel_ranges(n, classes * (arguments.batch.samples / std::max<int64_t>(n, 1) + 1), [&](int64_t begin, int64_t end) {
+    if (matrix.sparse) {
+      sparse_rows(arguments, logits, order, present, factors, begin, end, matrix.entries);
+    } else {
+      dense_rows(arguments, logits, order, present, factors, begin, end, matrix.dense);
+    }
+  });
+  const SurrogatePair found = leading_pair(matrix, options, arguments.starts(problem));
+  loss = narrow(found.pair.sigma, T{});
+  scatter_pair(found, present, matrix.sparse, classes, u, v);
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, const OptionalTensor& class_weight,
+                                           const OptionalTensor& start, StringHandle surrogate, double margin,
+                                           int64_t ignore_index, StringHandle method, std::optional<int64_t> iters,
+                                           std::optional<double> tol) {
+  const Surrogate kind = take_surrogate(surrogate);
+  const IterationOptions options = take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
+  const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
+  const ConfusionArguments& batch = arguments.batch;
+  const Tensor loss = empty(reshaped(batch.shape, 2, {}), batch.dtype);
+  const Tensor u = empty(arguments.vectors, accumulator_dtype(batch.dtype));
+  const Tensor v = empty(arguments.vectors, accumulator_dtype(batch.dtype));
+  with_float_type(batch.dtype, [&](auto type) {
+    using T = decltype(type);
+    using Real = Accumulator<T>;
+    for_each_problem(batch.problems, batch.samples * batch.classes, [&](int64_t problem) {
+      forward_problem(arguments, problem, options, mutable_data_of<T>(loss)[problem],
+                      mutable_data_of<Real>(u) + problem * batch.classes, mutable_data_of<Real>(v) + problem * batch.classes);
+    });
+  });
+  return {loss, u, v};
+}
+
+template <typename T>
+void backward_problem(const LossArguments& arguments, int64_t problem, double grad, const Accumulator<T>* u,
+                      const Accumulator<T>* v, T* grad_logits) {
+  using Real = Accumulator<T>;
+  const int64_t classes = arguments.batch.classes;
+  const auto logits = arguments.batch.logits<T>(problem);
+  const auto order = arguments.batch.order<Real>(problem);
+  Vector slopes = arguments.row_factors(order, problem);
+  for (int64_t label = 0; label < classes; ++label) {
+    slopes[label] *= grad * u[label];
+  }
+  std::vector<Real> right(padded(classes));
+  std::copy_n(v, classes, right.begin());
+  const std::vector<Chunk> chunks = order.chunks();
+  parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
+    SurrogateGradient<Real> surrogate(arguments.surrogate, arguments.margin, classes, right.data());
+    std::vector<Real> by_rates(padded(classes));
+    std::vector<Real> exps(padded(classes));
+    int64_t label = 0;
+    const auto enter = [&](int64_t entered) { label = entered; };
+    const auto row = [&](const RowTask<Real>& task, int64_t) {
+      if (arguments.surrogate == Surrogate::kl) {
+        std::fill_n(task.out, classes, Real(0));
+        surrogate.add_by_logits(task.logits, nullptr, 0, label, slopes[label], task.out);
+        return;
+      }
+      std::fill(by_rates.begin(), by_rates.end(), Real(0));
+      if (surrogate.through_rates()) {
+        surrogate.add_by_rates(task.logits, label, 1, by_rates.data());
+      }
+      const Real scale = static_cast<Real>(slopes[label]);
+      const Real sum = softmax_backward(task, classes, Real(1), by_rates.data(), scale, Real(0), exps.data());
+      if (!surrogate.through_rates()) {
+        surrogate.add_by_logits(task.logits, exps.data(), sum, label, slopes[label], task.out);
+      }
+    };
+    backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);
+  });
+  clear_ignored(order, grad_logits);
+}
+
+Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& class_weight,
+                const OptionalTensor& start, StringHandle surrogate, double margin, int64_t ignore_index, StringHandle method,
+                std::optional<int64_t> iters, std::optional<double> tol, const Tensor& u, const Tensor& v) {
+  const Surrogate kind = take_surrogate(surrogate);
+  take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
+  const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
+  const ConfusionArguments& batch = arguments.batch;
+  require_dtype(grad, batch.dtype, "grad");
+  require_shape(grad, reshaped(batch.shape, 2, {}), "grad");
+  const Tensor left = dense(u, arguments.vectors, accumulator_dtype(batch.dtype), "u");
+  const Tensor right = dense(v, arguments.vectors, accumulator_dtype(batch.dtype), "v");
+  const Tensor grad_logits = empty(batch.shape, batch.dtype);
+  const ProblemOffset grad_offset(grad, 0);
+  with_float_type(batch.dtype, [&](auto type) {
+    using T = decltype(type);
+    using Real = Accumulator<T>;
+    const int64_t size = batch.samples * batch.classes;
+    for_each_problem(batch.problems, size, [&](int64_t problem) {
+      const double upstream = widen(data_of<T>(grad)[grad_offset(problem)]);
+      backward_problem(arguments, problem, upstream, data_of<Real>(left) + problem * batch.classes,
+                       data_of<Real>(right) + problem * batch.classes, mutable_data_of<T>(grad_logits) + problem * size);
+    });
+  });
+  return grad_logits;
+}
+
+}  // namespace
+}  // namespace fairkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
+  m.def(
+      "_spectral_loss_native(Tensor logits, Tensor labels, Tensor? class_weight, Tensor? start, str surrogate, float margin, "
+      "int ignore_index, str method, int? iters, float? tol) -> (Tensor loss, Tensor u, Tensor v)");
+  m.def(
+      "_spectral_loss_backward_native(Tensor grad, Tensor logits, Tensor labels, Tensor? class_weight, Tensor? start, "
+      "str surrogate, float margin, int ignore_index, str method, int? iters, float? tol, Tensor u, Tensor v) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
+  m.impl("_spectral_loss_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_spectral_loss_backward_native", TORCH_BOX(&fairkernels::backward));
+}
