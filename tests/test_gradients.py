@@ -56,10 +56,13 @@ def test_gradient_no_less_accurate_than_plain_pytorch(name, backend, label, dtyp
     exact = reference_gradient(operator, args, upstream, torch.float64)
 
     assert grad.dtype == dtype
-    if exact.isfinite().all():
-        assert_no_worse(grad, reference_gradient(operator, args, upstream, dtype), exact, size=0)
-    else:
+    if not exact.isfinite().all():
         assert not grad.isfinite().all()
+    elif s.unique or backend == "reference":
+        plain = reference_gradient(operator, args, upstream, dtype)
+        assert_no_worse(grad, plain, exact, size=0, accuracy=30 * operator.allowed_error(dtype))
+    else:
+        assert grad.isfinite().all()
 
 
 @pytest.mark.parametrize("layout", [transposed, strided, offset])

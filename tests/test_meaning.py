@@ -174,9 +174,9 @@ def test_confusion_counts(backend):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 7), (7, 3)])
-def test_spectral_norm_and_vectors(shape):
+def test_spectral_norm_and_vectors(shape, backend):
     matrix = torch.randn(2, *shape, dtype=torch.float64)
-    sigma, u, v = FK.spectral_norm(matrix, return_vectors=True)
+    sigma, u, v = FK.spectral_norm(matrix, return_vectors=True, backend=backend)
     torch.testing.assert_close(sigma, torch.linalg.matrix_norm(matrix, 2))
     torch.testing.assert_close((matrix @ v.unsqueeze(-1)).squeeze(-1), sigma.unsqueeze(-1) * u)
     torch.testing.assert_close((u.norm(dim=-1), v.norm(dim=-1)), (torch.ones(2).double(),) * 2)
@@ -231,19 +231,21 @@ def loop_spectral_matrix(logits, labels, surrogate, margin):
 
 @pytest.mark.parametrize("surrogate", ["kl", "kl-all", "soft", "gated"])
 @pytest.mark.parametrize("margin", [0.0, 0.2])
-def test_spectral_loss(surrogate, margin):
+def test_spectral_loss(surrogate, margin, backend):
     logits, labels = batch(classes=6)
     weight = torch.rand(6, dtype=torch.float64)
     matrix = loop_spectral_matrix(logits, labels, surrogate, margin)
     for class_weight, expected in ((None, matrix), (weight, weight[:, None] * matrix)):
-        value = FK.spectral_loss(logits, labels, surrogate=surrogate, margin=margin, class_weight=class_weight)
+        options = {"surrogate": surrogate, "margin": margin, "class_weight": class_weight, "backend": backend}
+        value = FK.spectral_loss(logits, labels, **options)
         torch.testing.assert_close(value, torch.linalg.matrix_norm(expected, 2))
 
 
-def test_gate_carries_no_gradient():
+def test_gate_carries_no_gradient(backend):
     logits, labels = batch()
     leaf = logits.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(FK.spectral_loss(leaf, labels, surrogate="gated", margin=0.3), leaf)
+    value = FK.spectral_loss(leaf, labels, surrogate="gated", margin=0.3, backend=backend)
+    (grad,) = torch.autograd.grad(value, leaf)
     gates = torch.sigmoid(0.3 + logits - logits.gather(1, labels[:, None]))
     gates = gates.scatter(1, labels[:, None], 0.0)
     rows = gates * leaf.softmax(1)
@@ -254,19 +256,19 @@ def test_gate_carries_no_gradient():
 
 
 @pytest.mark.parametrize("surrogate", ["kl", "kl-all"])
-def test_no_error_inside_the_margin_is_a_zero_on_the_graph(surrogate):
+def test_no_error_inside_the_margin_is_a_zero_on_the_graph(surrogate, backend):
     labels = torch.arange(4)
     logits = (9 * F.one_hot(labels).double()).requires_grad_()
-    value = FK.spectral_loss(logits, labels, surrogate=surrogate)
+    value = FK.spectral_loss(logits, labels, surrogate=surrogate, backend=backend)
     value.backward()
     assert value.item() == 0
     assert (logits.grad == 0).all()
 
 
-def test_underflowing_probability_has_a_finite_loss():
+def test_underflowing_probability_has_a_finite_loss(backend):
     logits = torch.tensor([[0.0, 1e4], [1e4, 0.0]])
     for surrogate in ("kl", "kl-all"):
-        value = FK.spectral_loss(logits, torch.tensor([0, 0]), surrogate=surrogate)
+        value = FK.spectral_loss(logits, torch.tensor([0, 0]), surrogate=surrogate, backend=backend)
         assert value.item() == pytest.approx(5000)
 
 

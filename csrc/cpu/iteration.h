@@ -19,14 +19,15 @@ using Vector = std::vector<double>;
 struct IterationOptions {
   bool accelerated = true;  // "locg"; else "power"
   int64_t iters = 64;
-  double tol = 2e-5;  // of the residual |Av - theta v| relative to theta
+  double tol = 2e-5;   // of the residual |Av - theta v| relative to theta
+  double noise = 1e-6;  // what is left of the residual when products are rounded; no tol goes below it
 };
 
-// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol:
-// 2e-5 makes that 1e-5, at the price of one step more than 1e-4.
+// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol, and
+// elsewhere u and v by about tol: 2e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
 inline IterationOptions iteration_options(bool accelerated, bool in_double, int64_t iters = -1, double tol = -1) {
   const int64_t usual = !accelerated ? 1000 : in_double ? 256 : 64;
-  return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-8 : 2e-5) : tol};
+  return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-10 : 2e-5) : tol, in_double ? 2e-15 : 1e-6};
 }
 
 FK_CLONES static double dot(const double* a, const double* b, int64_t n) {
@@ -150,13 +151,14 @@ class LeadingDirection {
 
  private:
   static constexpr double kDependent = 1e-3;  // of p outside v and r: what is left of it is mostly rounding
+  static constexpr double kCancelled = 1e-2;
   static constexpr int64_t kRefresh = 8;
 
   bool converged() {
     theta_ = dot(v_.x, v_.ax);
     combine(1, v_.ax.data(), -theta_, v_.x.data(), v_.x.size(), r_.x.data());
     residual_ = norm(r_.x);
-    return !(residual_ > options_.tol * theta_);
+    return !(residual_ > std::max(options_.tol, options_.noise) * theta_);
   }
 
   void plain_step() {
@@ -182,8 +184,10 @@ class LeadingDirection {
     combine(left, r_.x.data(), -along * left, v_.x.data(), v_.x.size(), r_.x.data());
   }
 
-  // Twice where much of it is taken away, which leaves rounding errors along v and r.
+  // Twice where much of it is taken away, which leaves rounding errors along v and r; and then its product is a difference of
+  // large numbers, too, whose error would grow from step to step.
   bool orthonormalise_p() {
+    double least = 1;
     for (int twice = 0; twice < 2; ++twice) {
       const double along_v = dot(v_.x, p_.x);
       const double along_r = dot(r_.x, p_.x);
@@ -192,9 +196,13 @@ class LeadingDirection {
         return false;
       }
       p_.remove(1 / std::sqrt(left), along_v, v_, along_r, r_);
+      least = std::min(least, left);
       if (left > 0.5) {
         break;
       }
+    }
+    if (least < kCancelled) {
+      apply_(p_.x, p_.ax);
     }
     return true;
   }

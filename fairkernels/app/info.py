@@ -71,7 +71,8 @@ def run_selftest(console: Console) -> int:
     failures = 0
     for operator, device, backend in track(runs, "Self-test", console=console, transient=True):
         worst, share, count = 0.0, 0.0, 0
-        for dtype, limit in LIMITS.items():
+        for dtype, rounding in LIMITS.items():
+            limit = max(rounding, 30 * operator.allowed_error(dtype))
             for sample in operator.samples(Maker(dtype, device)):
                 found = error_of(operator, sample, backend)
                 worst, share, count = max(worst, found), max(share, found / limit), count + 1

@@ -21,6 +21,8 @@ class Sample:
     kwargs: dict[str, Any] = field(default_factory=dict)
     smooth: bool = True
     """Derivatives exist here and finite differences find them (no ties, no NaN, no saturated softmax)."""
+    unique: bool = True
+    """Its gradient is the only one (singular values that tie have many, each right)."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +151,35 @@ def spectral_norm(make: Maker) -> Iterator[Sample]:
     yield Sample("plain", (make.normal(5, 5),))
     yield Sample("tall", (make.normal(7, 3),))
     yield Sample("wide", (make.normal(3, 7),))
+    yield Sample("one entry", (make.normal(1, 1),))
+    yield Sample("very tall", (make.uniform(150, 3) - 0.2,))
+    yield Sample("very wide", (make.uniform(3, 150) - 0.2,))
+    yield Sample("square", (make.uniform(40, 40),))
+    yield Sample("signed square", (make.normal(40, 40),))
+    yield Sample("rectangle", (make.uniform(70, 30),))
+    yield Sample("signed rectangle", (make.normal(30, 70) + 0.4,))
     yield Sample("problems", (make.uniform(2, 3, 4, 4),))
+    yield Sample("blocks", (torch.block_diag(make.uniform(4, 4), 2 * make.uniform(3, 5), make.uniform(2, 2)),))
+    yield Sample("start", (make.uniform(5, 5),), {"start": make.normal(5)})
+    yield Sample("start of each problem", (make.normal(2, 4, 5),), {"start": make.uniform(2, 5)})
+    yield Sample(
+        "start of 0, NaN", (make.normal(2, 4, 3),), {"start": with_rows(make.uniform(2, 3) * 0, (1,), torch.nan)}
+    )
+    yield Sample("power", (make.uniform(6, 6),), {"method": "power"})
+    yield Sample("power, signed", (make.normal(7, 3),), {"method": "power"})
+    yield Sample("tolerance", (make.uniform(6, 6),), {"tol": 0.0, "iters": 40})
+    yield Sample("tiny", (1e-30 * make.uniform(4, 4),), smooth=False)
+    yield Sample("huge", (1e30 * make.normal(4, 4),), smooth=False)
     yield Sample("rank one", (make.uniform(4, 1) @ make.uniform(1, 4) + 0,), smooth=False)
     yield Sample("zero", (torch.zeros_like(make.normal(4, 4)),), smooth=False)
-    yield Sample("ties", (torch.eye(4, dtype=make.dtype, device=make.device),), smooth=False)
+    yield Sample("ties", (torch.eye(4, dtype=make.dtype, device=make.device),), smooth=False, unique=False)
+    yield Sample(
+        "ones cancel", (torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=make.dtype, device=make.device),), smooth=False
+    )
     yield Sample("empty", (make.normal(0, 4),), smooth=False)
+    yield Sample("no problems", (make.normal(0, 3, 4),), smooth=False)
     yield Sample("NaN", (with_rows(make.normal(4, 4), (2,), torch.nan),), smooth=False)
+    yield Sample("infinite", (with_rows(make.uniform(4, 4), (2,), torch.inf),), smooth=False)
 
 
 def spectral_loss(make: Maker) -> Iterator[Sample]:
@@ -167,6 +192,14 @@ def spectral_loss(make: Maker) -> Iterator[Sample]:
     for surrogate, margin in (("kl", 0.5), ("gated", 0.5), ("kl-all", 0.1)):
         options = {"surrogate": surrogate, "margin": margin, "class_weight": make.uniform(4)}
         yield Sample(f"{surrogate}: margin, class weights", batch, options, smooth=surrogate == "kl")
+    for surrogate in ("kl", "kl-all", "soft", "gated"):
+        smooth = surrogate in ("kl", "soft")
+        many = (make.normal(90, 45), make.classes(90, count=45))
+        yield Sample(f"{surrogate}: many classes", many, {"surrogate": surrogate}, smooth)
+        options = {"surrogate": surrogate, "margin": 2.0, "start": make.uniform(2, 4), "method": "power"}
+        yield Sample(f"{surrogate}: wide margin, start, power", batch, options, smooth)
+        options = {"surrogate": surrogate, "margin": -0.3, "class_weight": make.normal(2, 4), "ignore_index": 1}
+        yield Sample(f"{surrogate}: negative margin and weights", batch, options, smooth)
 
 
 def fair_cross_entropy(make: Maker) -> Iterator[Sample]:

@@ -48,6 +48,9 @@ class Operator:
     """The kernel writes into a tensor that it is given behind the arguments."""
     kernels: frozenset[str] = field(default_factory=frozenset)
     """Backends beside the reference that have a kernel for it."""
+    accuracy: dict[torch.dtype, float] = field(default_factory=dict)
+    """Of kernels that iterate, by accumulation dtype: the error they may have, relative to the largest result; thirty
+    times it in the gradient. Without it a kernel rounds and does nothing else wrong."""
 
     @property
     def function_name(self) -> str:
@@ -82,6 +85,10 @@ class Operator:
             return outputs
         return outputs[0].to(first.dtype), *outputs[1:]
 
+    def allowed_error(self, dtype: torch.dtype) -> float:
+        """What ``accuracy`` allows a result of this dtype."""
+        return self.accuracy.get(accumulation_dtype(dtype), 0.0)
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Sums are kept in float32, in float64 for float64."""
@@ -91,6 +98,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 NATIVE = frozenset({"native"})
 
 _SPECTRAL_STEERING = "str method, int? iters, float? tol"
+_SPECTRAL_ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-8}
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -136,6 +144,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.spectral_norm,
             differentiable=1,
             kernels=NATIVE,
+            accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
             name="spectral_loss",
@@ -147,6 +156,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.spectral_loss,
             differentiable=1,
             kernels=NATIVE,
+            accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
             name="fair_cross_entropy",

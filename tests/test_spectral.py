@@ -1,0 +1,282 @@
+"""The spectral kernels: families of matrices that break iterations, and the official loop of the Sy-FAR baseline."""
+
+import math
+
+import pytest
+import torch
+from cases import COMPILED
+
+import fairkernels.functional as FK
+from fairkernels.ops.schema import OPERATORS
+
+pytestmark = pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
+
+F64 = torch.float64
+CONTRACT = OPERATORS["spectral_norm"].accuracy
+
+
+def uniform(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def blocks(size):
+    """Two tied blocks and a smaller one, disjoint: ones overlap with both of the former."""
+    part = max(size // 3, 1)
+    block = uniform(part, part) / part
+    rest = max(size - 2 * part, 0)
+    return torch.block_diag(block, block, 0.9 * uniform(rest, rest, seed=1) / size)
+
+
+FAMILIES = {
+    "softmax": lambda k: normal(k, k).softmax(-1),
+    "softmax, sharp": lambda k: (4 * normal(k, k)).softmax(-1),
+    "off diagonal": lambda k: normal(k, k).softmax(-1).fill_diagonal_(0),
+    "blocks": blocks,
+    "graded": lambda k: uniform(k, k) * torch.logspace(0, -8, k, dtype=F64),
+    "sparse": lambda k: uniform(k, k) * (uniform(k, k, seed=1) < 2 / k),
+    "permutation": lambda k: torch.eye(k, dtype=F64).roll(1, 0),
+    "identity": lambda k: torch.eye(k, dtype=F64),
+    "rank one": lambda k: uniform(k, 1) @ uniform(1, k, seed=1),
+    "rank one, signed": lambda k: normal(k, 1) @ normal(1, k, seed=1),
+    "one entry": lambda k: torch.zeros(k, k, dtype=F64).index_put(
+        (torch.tensor(k - 1), torch.tensor(0)), uniform(1)[0]
+    ),
+    "zero": lambda k: torch.zeros(k, k, dtype=F64),
+    "tied": lambda k: torch.linalg.qr(normal(k, k))[0],
+    "signed": lambda k: normal(k, k),
+    "signed, symmetric": lambda k: normal(k, k) + normal(k, k).mT,
+    "rows sum to 0": lambda k: normal(k, k) - normal(k, k).mean(-1, keepdim=True),
+    "negative": lambda k: -uniform(k, k),
+    "tall": lambda k: uniform(4 * k, k),
+    "wide": lambda k: normal(k, 4 * k),
+    "very tall": lambda k: normal(20 * k, 3),
+    "very wide": lambda k: uniform(3, 20 * k),
+    "tiny": lambda k: 1e-30 * uniform(k, k),
+    "huge": lambda k: 1e30 * normal(k, k),
+}
+
+
+def relative_error(matrix, **options):
+    sigma, exact = (
+        FK.spectral_norm(matrix, backend="native", **options).double(),
+        torch.linalg.matrix_norm(matrix.double(), 2),
+    )
+    return ((sigma - exact).abs() / exact.clamp(min=torch.finfo(F64).tiny)).max().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("method", ["locg", "power"])
+@pytest.mark.parametrize("size", [1, 2, 10, 100])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sigma(family, size, method, dtype):
+    matrix = FAMILIES[family](size).to(dtype)
+    slow = method == "power" and nearly_tied(matrix)  # a thousand steps are not enough there
+    assert relative_error(matrix, method=method) <= (1e-3 if slow else CONTRACT[dtype])
+
+
+def nearly_tied(matrix):
+    values = torch.linalg.svdvals(matrix.double())
+    below = values[values < (1 - 1e-6) * values[0]]
+    return len(below) > 0 and bool(below[0] > 0.99 * values[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("family", ["softmax", "blocks", "signed", "graded"])
+def test_sigma_of_a_thousand_classes(family, dtype):
+    assert relative_error(FAMILIES[family](1000).to(dtype)) <= CONTRACT[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_sigma_near_ties(dtype):
+    """Where the residual of the iteration says least of σ."""
+    for seed in range(30):
+        for spread in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+            matrix = torch.diag(1 - spread * uniform(10, seed=seed)).to(dtype)
+            assert relative_error(matrix) <= CONTRACT[dtype], (seed, spread)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-20, 1e-6, 1e6, 1e20, 1e37])
+def test_scale(scale, dtype):
+    matrix = (scale * uniform(6, 6)).to(dtype)
+    allowed = CONTRACT[dtype] if scale > 1e-40 else 1e-3  # float32 has few bits left there
+    assert relative_error(matrix) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_more_steps_do_no_harm(dtype):
+    for family in ("softmax", "signed", "blocks", "rank one", "tied"):
+        for size in (5, 40):
+            assert relative_error(FAMILIES[family](size).to(dtype), tol=0.0, iters=500) <= CONTRACT[dtype], family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vectors_are_a_pair(family):
+    matrix = FAMILIES[family](12)
+    sigma, u, v = FK.spectral_norm(matrix, return_vectors=True, backend="native")
+    length = 1.0 if sigma > 0 else 0.0
+    assert (u.norm().item(), v.norm().item()) == (pytest.approx(length), pytest.approx(length))
+    assert v.sum() >= 0
+    size = max(sigma.item(), 1e-300)
+    torch.testing.assert_close(matrix @ v / size, sigma / size * u, rtol=0, atol=1e-8)
+    torch.testing.assert_close(matrix.mT @ u / size, sigma / size * v, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_is_never_worse(family):
+    """Also one that is the wrong vector, orthogonal to the right one, or nonsense."""
+    matrix = FAMILIES[family](12)
+    _, _, vh = torch.linalg.svd(matrix)
+    starts = [*vh, *-vh, matrix.new_zeros(matrix.shape[1]), matrix.new_full((matrix.shape[1],), torch.nan)]
+    for start in (*starts, 1e200 * vh[0], 1e-200 * vh[0], normal(matrix.shape[1], seed=3)):
+        for dtype in (torch.float32, F64):
+            assert relative_error(matrix.to(dtype), start=start.to(dtype)) <= CONTRACT[dtype]
+
+
+def test_a_warm_start_saves_steps():
+    matrix = FAMILIES["softmax, sharp"](100)
+    _, _, v = FK.spectral_norm(matrix, return_vectors=True, backend="native")
+    moved = matrix + 1e-3 * uniform(100, 100, seed=2) / 100
+    exact = torch.linalg.matrix_norm(moved, 2)
+    cold, warm = (FK.spectral_norm(moved, iters=2, start=start, backend="native") for start in (None, v))
+    assert (warm - exact).abs() < (cold - exact).abs()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_gives_nan(value):
+    for shape in ((4, 4), (3, 200), (200, 3)):
+        matrix = uniform(*shape)
+        matrix[-1, -1] = value
+        assert all(result.isnan().all() for result in FK.spectral_norm(matrix, return_vectors=True, backend="native"))
+
+
+def test_gradient_away_from_ties():
+    for seed in range(20):
+        for shape in ((5, 5), (12, 7), (3, 60), (60, 3)):
+            ours, theirs = (normal(*shape, seed=seed).requires_grad_() for _ in range(2))
+            first, second = torch.linalg.svdvals(ours.detach())[:2]
+            if first - second < 0.05 * first:
+                continue
+            FK.spectral_norm(ours, backend="native").backward()
+            torch.linalg.matrix_norm(theirs, 2).backward()
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-8)
+
+
+def official_loop(logits, labels, margin):
+    """The per-sample loop of the baseline: probabilities, their logarithm, one entry at a time."""
+    classes = logits.shape[1]
+    entries = [[logits.new_zeros(()) for _ in range(classes)] for _ in range(classes)]
+    for z, y in zip(logits, labels.tolist(), strict=True):
+        p = torch.softmax(z, 0)
+        for j in range(classes):
+            if j != y and p[y] <= margin + p[j]:
+                entries[y][j] = entries[y][j] - torch.log(p[y]) / len(labels)
+    return torch.linalg.matrix_norm(torch.stack([torch.stack(row) for row in entries]), 2)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.5])
+def test_kl_all_is_the_official_loop(margin):
+    compared = 0
+    for seed in range(25):
+        generator = torch.Generator().manual_seed(seed)
+        classes, samples = torch.randint(2, 7, (), generator=generator), torch.randint(1, 16, (), generator=generator)
+        labels = torch.randint(classes, (samples,), generator=generator)
+        ours, theirs = ((2 * normal(samples, classes, seed=seed)).requires_grad_() for _ in range(2))
+        value = FK.spectral_loss(ours, labels, surrogate="kl-all", margin=margin, backend="native")
+        expected = official_loop(theirs, labels, margin)
+        torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-8)
+        expected.backward()
+        value.backward()
+        if theirs.grad.isfinite().all():  # autograd of matrix_norm is NaN for a matrix of zeros
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-8)
+            compared += 1
+    assert compared > 10
+
+
+def test_kl_all_where_the_official_loop_is_nan():
+    logits = torch.tensor([[0.0, 900.0, -1.0], [800.0, 0.0, -1.0], [-1.0, -2.0, 0.0]], dtype=F64)
+    labels = torch.tensor([0, 1, 2])
+    assert not official_loop(logits, labels, 0.0).isfinite()
+    leaf = logits.requires_grad_()
+    value = FK.spectral_loss(leaf, labels, surrogate="kl-all", backend="native")
+    value.backward()
+    assert value.item() == pytest.approx(300)  # 900 / 3
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all", "soft", "gated"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_surrogates_are_finite_and_right_for_extreme_logits(surrogate, dtype):
+    for scale in (1.0, 30.0, 300.0, 3e4):
+        logits = (scale * normal(20, 6)).to(dtype)
+        labels = torch.arange(20) % 6
+        leaves = [logits.clone().requires_grad_(), logits.double().requires_grad_()]
+        options = {"surrogate": surrogate, "margin": 0.25}
+        results = [
+            FK.spectral_loss(leaf, labels, backend=backend, **options)
+            for leaf, backend in zip(leaves, ("native", "reference"), strict=True)
+        ]
+        assert results[0].item() == pytest.approx(results[1].item(), rel=CONTRACT[dtype])
+        for result in results:
+            result.backward()
+        size = leaves[1].grad.abs().max().item()
+        allowed = 300 * CONTRACT[dtype] * size + 1e-30  # where float32 underflows
+        torch.testing.assert_close(leaves[0].grad.double(), leaves[1].grad, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all", "soft", "gated"])
+def test_a_nan_logit_is_never_lost(surrogate):
+    for labels in ([0, 1, 2, 1], [3, 3, 3, 3], [0, 0, 1, 0]):
+        for place in range(16):
+            logits = 3 * normal(4, 4, seed=place)
+            logits.view(-1)[place] = torch.nan
+            leaf = logits.requires_grad_()
+            value = FK.spectral_loss(leaf, torch.tensor(labels), surrogate=surrogate, backend="native")
+            value.backward()
+            assert value.isnan(), (labels, place)
+            assert leaf.grad[place // 4].isnan().any(), (labels, place)
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all"])
+def test_no_error_within_the_margin(surrogate):
+    labels = torch.arange(4)
+    for backend in ("native", "reference"):
+        leaf = (9 * torch.eye(4)).requires_grad_()
+        value = FK.spectral_loss(leaf, labels, surrogate=surrogate, margin=0.5, backend=backend)
+        value.backward()
+        assert value.item() == 0
+        assert (leaf.grad == 0).all()
+
+
+def test_kl_of_very_many_classes():
+    """One entry a sample: no matrix of B x K beside the gradient, let alone K x K."""
+    classes, samples = 100_000, 32
+    logits = normal(samples, classes).float()
+    labels = torch.arange(samples) * 3001
+    wrong = logits.scatter(1, labels[:, None], -torch.inf).max(1)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    loss = torch.logsumexp(logits.double(), 1) - own
+    matrix = torch.zeros(samples, samples, dtype=F64)
+    columns = {column: place for place, column in enumerate(sorted(set(wrong.indices.tolist())))}
+    for b, column in enumerate(wrong.indices.tolist()):
+        matrix[b, columns[column]] = loss[b]
+    leaf = logits.requires_grad_()
+    value, u, v = FK.spectral_loss(leaf, labels, return_vectors=True, backend="native")
+    assert value.item() == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-5)
+    assert set(v.nonzero()[:, 0].tolist()) <= set(columns)
+    assert set(u.nonzero()[:, 0].tolist()) <= set(labels.tolist())
+    value.backward()
+    assert math.isclose(leaf.grad.sum().item(), 0, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all", "soft", "gated"])
+def test_start_from_the_vectors_of_the_last_batch(surrogate):
+    logits, labels = 2 * normal(60, 8), torch.arange(60) % 8
+    loss, _, v = FK.spectral_loss(logits, labels, surrogate=surrogate, return_vectors=True, backend="native")
+    for start in (v, -v, normal(8), torch.zeros(8, dtype=F64)):
+        again = FK.spectral_loss(logits, labels, surrogate=surrogate, start=start, backend="native")
+        torch.testing.assert_close(again, loss, rtol=1e-8, atol=0)
