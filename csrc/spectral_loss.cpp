@@ -147,7 +147,7 @@ void backward_problem(const LossArguments& arguments, int64_t problem, double gr
     const auto row = [&](const RowTask<Real>& task, int64_t) {
       if (arguments.surrogate == Surrogate::kl) {
         std::fill_n(task.out, classes, Real(0));
-        surrogate.add_by_logits(task.logits, nullptr, 0, label, slopes[label], task.out);
+        surrogate.add_by_rival(task.logits, label, slopes[label], task.out);
         return;
       }
       std::fill(by_rates.begin(), by_rates.end(), Real(0));
@@ -155,9 +155,9 @@ void backward_problem(const LossArguments& arguments, int64_t problem, double gr
         surrogate.add_by_rates(task.logits, label, 1, by_rates.data());
       }
       const Real scale = static_cast<Real>(slopes[label]);
-      const Real sum = softmax_backward(task, classes, Real(1), by_rates.data(), scale, Real(0), exps.data());
+      const ExpRow<Real> exp_row = softmax_backward(task, classes, Real(1), by_rates.data(), scale, Real(0), exps.data());
       if (!surrogate.through_rates()) {
-        surrogate.add_by_logits(task.logits, exps.data(), sum, label, slopes[label], task.out);
+        surrogate.add_by_hits(exp_row, label, slopes[label], task.out);
       }
     };
     backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);

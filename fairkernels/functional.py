@@ -256,7 +256,7 @@ def spectral_norm(
         method: iteration of the kernels: ``"locg"`` (power iteration accelerated by its last two directions) or
             ``"power"``. The reference decomposes the matrix and ignores how a kernel would get there.
         iters: largest number of steps; if not given 64 (float64: 256), for ``"power"`` 1000.
-        tol: relative residual at which the iteration stops; if not given 2e-5 (float64: 1e-10). The result is wrong by
+        tol: relative residual at which the iteration stops; if not given 1e-5 (float64: 1e-10). The result is wrong by
             about its square, by up to half of it where singular values nearly tie.
         start: ``[..., N]`` or ``[N]``, first direction; carries no gradient.
         return_vectors: also return ``u`` and ``v``, which carry no gradient.

@@ -19,15 +19,15 @@ using Vector = std::vector<double>;
 struct IterationOptions {
   bool accelerated = true;  // "locg"; else "power"
   int64_t iters = 64;
-  double tol = 2e-5;   // of the residual |Av - theta v| relative to theta
+  double tol = 1e-5;   // of the residual |Av - theta v| relative to theta
   double noise = 1e-6;  // what is left of the residual when products are rounded; no tol goes below it
 };
 
 // A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol, and
-// elsewhere u and v by about tol: 2e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
+// elsewhere u and v by about tol: 1e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
 inline IterationOptions iteration_options(bool accelerated, bool in_double, int64_t iters = -1, double tol = -1) {
   const int64_t usual = !accelerated ? 1000 : in_double ? 256 : 64;
-  return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-10 : 2e-5) : tol, in_double ? 2e-15 : 1e-6};
+  return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-10 : 1e-5) : tol, in_double ? 2e-15 : 1e-6};
 }
 
 FK_CLONES static double dot(const double* a, const double* b, int64_t n) {

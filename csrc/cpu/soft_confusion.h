@@ -104,12 +104,12 @@ class ConfusionRow {
     order.for_each_chunk(label, [&](Chunk chunk) {
       rows_.compute(&order.sample[chunk.first], chunk.rows, order.sample.data() + order.sample.size());
       for (int64_t r = 0; r < chunk.rows; ++r) {
-        factors_[r] = static_cast<Real>(factor * order.weight[chunk.first + r] / rows_.sum(r));
+        factors_[r] = static_cast<Real>(factor * order.weight[chunk.first + r] / rows_.row(r).sum);
       }
       if (few) {
-        sum_rows(rows_.exps(0), factors_.data(), chunk.rows, rows_.width(), row_.data());
+        sum_rows(rows_.row(0).exps, factors_.data(), chunk.rows, rows_.width(), row_.data());
       } else {
-        add_rows(rows_.exps(0), factors_.data(), chunk.rows, rows_.width(), total_.data());
+        add_rows(rows_.row(0).exps, factors_.data(), chunk.rows, rows_.width(), total_.data());
       }
       visit(rows_, chunk);
     });
@@ -194,8 +194,8 @@ struct Moments {
 };
 
 template <typename Real>
-FK_INLINE Moments<Real> exp_moments(const RowTask<Real>& task, const Real* gradient, int64_t classes, Real temperature, Top<Real> top,
-                                    Real* exps) {
+FK_INLINE Moments<Real> exp_moments(const RowTask<Real>& task, const Real* gradient, int64_t classes, Real temperature,
+                                    Top<Real> top, Real* exps) {
   const int64_t whole = classes / kLanes * kLanes;
   const int64_t width = padded(classes);
   Real tail[kLanes];
@@ -250,28 +250,28 @@ FK_INLINE void slopes(const Real* exps, const Real* gradient, int64_t classes, T
   }
 }
 
-// One row of the softmax's backward, scale p_k (g_k - sum_j g_j p_j) + common p_k with p = exps / sum; leaves the exponentials
-// in `exps` and returns their sum. The gradient is shifted by its value at the row's top class: for a confident row the
+// One row of the softmax's backward, scale p_k (g_k - sum_j g_j p_j) + common p_k with p = exps / sum; the exponentials stay
+// in `exps`. The gradient is shifted by its value at the row's top class: for a confident row the
 // difference in brackets is otherwise lost to rounding where p_k is close to 1 (100 % wrong at a margin of 20).
 template <typename Real>
-FK_INLINE Real softmax_backward_body(const RowTask<Real>& task, int64_t classes, Real temperature, const Real* gradient, Real scale,
-                                     Real common, Real* exps) {
+FK_INLINE ExpRow<Real> softmax_backward_body(const RowTask<Real>& task, int64_t classes, Real temperature, const Real* gradient,
+                                             Real scale, Real common, Real* exps) {
   const Top<Real> top = find_top(task.logits, gradient, classes);
   const Moments<Real> moments = exp_moments(task, gradient, classes, temperature, top, exps);
   slopes(exps, gradient, classes, top, moments, scale, common, task.out);
-  return moments.sum;
+  return {task.logits, exps, top.logit, moments.sum};
 }
 
-FK_CLONES static float softmax_backward(const RowTask<float>& task, int64_t classes, float temperature, const float* gradient,
-                                        float scale, float common, float* exps) {
+FK_CLONES static ExpRow<float> softmax_backward(const RowTask<float>& task, int64_t classes, float temperature,
+                                                const float* gradient, float scale, float common, float* exps) {
   if (temperature == 1) {
     return softmax_backward_body(task, classes, 1.0f, gradient, scale, common, exps);
   }
   return softmax_backward_body(task, classes, temperature, gradient, scale, common, exps);
 }
 
-FK_CLONES static double softmax_backward(const RowTask<double>& task, int64_t classes, double temperature, const double* gradient,
-                                         double scale, double common, double* exps) {
+FK_CLONES static ExpRow<double> softmax_backward(const RowTask<double>& task, int64_t classes, double temperature,
+                                                 const double* gradient, double scale, double common, double* exps) {
   return softmax_backward_body(task, classes, temperature, gradient, scale, common, exps);
 }
 

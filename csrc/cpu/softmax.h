@@ -37,8 +37,9 @@ FK_INLINE void store_tail(const Real* lanes, int64_t n, Real* tail) {
 }
 
 // exps_k = exp((z_k - max) / temperature), padded to whole lanes with zeros; the row `next` is fetched on the way. In the order
-// of the classes rows lie anywhere, which no hardware foresees: from main memory they would take twice the time. The division comes after the subtraction, where
-// it is exact for the largest. NaN never becomes the maximum; it stays in its row and from there enters the sum.
+// of the classes rows lie anywhere, which no hardware foresees: from main memory they would take twice the time. The division
+// comes after the subtraction, where it is exact for the largest. A NaN, whether or not it passes for the largest,
+// enters the sum.
 template <typename Real>
 FK_INLINE void exp_row(const Real* logits, const Real* next, int64_t classes, Real temperature, Real* exps, Real& top,
                        Real& sum) {
@@ -88,8 +89,8 @@ FK_INLINE void exp_rows_body(const Real* const* logits, int64_t n_rows, int64_t 
   }
 }
 
-FK_CLONES static void exp_rows(const float* const* logits, int64_t n_rows, int64_t classes, float temperature, float* exps, float* tops,
-                               float* sums) {
+FK_CLONES static void exp_rows(const float* const* logits, int64_t n_rows, int64_t classes, float temperature, float* exps,
+                               float* tops, float* sums) {
   exp_rows_body(logits, n_rows, classes, temperature, exps, tops, sums);
 }
 
@@ -106,6 +107,15 @@ struct Logits {
   int64_t column_stride;
   int64_t classes;
   Accumulator<T> temperature;
+};
+
+// A row of logits and its exponentials, padded with zeros: exps = exp((logits - top) / temperature), p = exps / sum.
+template <typename Real>
+struct ExpRow {
+  const Real* logits;
+  const Real* exps;
+  Real top;
+  Real sum;
 };
 
 // Rows of logits one after the other in memory and in the type of the sums: read where they lie if they do so already, else
@@ -170,10 +180,7 @@ class ExpChunk {
 
   int64_t classes() const { return classes_; }
   int64_t width() const { return padded(classes_); }
-  const Real* logits(int64_t r) const { return rows_[r]; }
-  const Real* exps(int64_t r) const { return exps_.data() + r * width(); }
-  Real top(int64_t r) const { return tops_[r]; }
-  Real sum(int64_t r) const { return sums_[r]; }
+  ExpRow<Real> row(int64_t r) const { return {rows_[r], exps_.data() + r * width(), tops_[r], sums_[r]}; }
 
  private:
   int64_t classes_;

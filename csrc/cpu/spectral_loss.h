@@ -126,15 +126,24 @@ FK_CLONES static double sum_of_others(const double* row, int64_t label, int64_t 
 // The largest entry but one, or NaN if there is one among them.
 template <typename Real>
 FK_INLINE Real largest_of_others_body(const Real* row, int64_t label, int64_t classes) {
-  Real top = -std::numeric_limits<Real>::infinity();
-  Real unordered = 0;
-#pragma omp simd reduction(max : top) reduction(+ : unordered)
-  for (int64_t k = 0; k < classes; ++k) {
-    const Real other = k == label ? -std::numeric_limits<Real>::infinity() : row[k];
-    unordered += other == other ? Real(0) : Real(1);
-    top = other > top ? other : top;
+  const Real lowest = -std::numeric_limits<Real>::infinity();
+  Real top[kLanes];
+  Real unordered[kLanes] = {};
+  std::fill(top, top + kLanes, lowest);
+  for (int64_t first = 0; first < classes; first += kLanes) {
+    const int64_t n = classes - first < kLanes ? classes - first : kLanes;
+    Real others[kLanes];
+    load_tail(row + first, n, others);
+    if (label - first >= 0 && label - first < kLanes) {
+      others[label - first] = lowest;
+    }
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      unordered[j] += others[j] == others[j] ? Real(0) : Real(1);
+    }
+    see_lanes(others, top);
   }
-  return unordered > 0 ? std::numeric_limits<Real>::quiet_NaN() : top;
+  return add_lanes(unordered) > 0 ? std::numeric_limits<Real>::quiet_NaN() : max_lanes(top);
 }
 
 FK_CLONES static float largest_of_others(const float* row, int64_t label, int64_t classes) {
@@ -145,23 +154,21 @@ FK_CLONES static double largest_of_others(const double* row, int64_t label, int6
   return largest_of_others_body(row, label, classes);
 }
 
-// One exponential row and what it was made of: p = exps / sum, exps = exp(logits - top), padded with zeros.
+// The sum of all exponentials but that of one class: not by a difference where that is most of it.
 template <typename Real>
-struct ExpRow {
-  const Real* logits;
-  const Real* exps;
-  Real top;
-  Real sum;
-};
+double others_of(const ExpRow<Real>& row, int64_t label, int64_t classes) {
+  const double own = row.exps[label];
+  return own < 0.5 * row.sum ? row.sum - own : sum_of_others(row.exps, label, padded(classes));
+}
 
 // "kl-all": hits are the wrong classes whose probability is within the margin of the true one's. At margin 0 logits are
 // compared, whose order rounding does not change.
 template <typename Real>
-void find_hits(const Real* logits, const Real* exps, Real sum, int64_t classes, int64_t label, Real margin, Real* hits) {
+void find_hits(const ExpRow<Real>& row, int64_t classes, int64_t label, Real margin, Real* hits) {
   if (margin == 0) {
-    hit_row(logits, classes, label, margin, hits);
+    hit_row(row.logits, classes, label, margin, hits);
   } else {
-    hit_row(exps, classes, label, margin * sum, hits);
+    hit_row(row.exps, classes, label, margin * row.sum, hits);
   }
 }
 
@@ -169,7 +176,7 @@ void find_hits(const Real* logits, const Real* exps, Real sum, int64_t classes, 
 template <typename Real>
 double charge_of(const ExpRow<Real>& row, int64_t classes, int64_t label) {
   const double below = static_cast<double>(row.top) - row.logits[label];
-  return below + (below == 0 ? std::log1p(sum_of_others(row.exps, label, padded(classes))) : std::log(static_cast<double>(row.sum)));
+  return below + (below == 0 ? std::log1p(others_of(row, label, classes)) : std::log(static_cast<double>(row.sum)));
 }
 
 // out += slope (p - e_y) for p = exps / sum, whose exponentials but that of y add up to `others`.
@@ -180,45 +187,82 @@ void add_charge_gradient(const Real* exps, double sum, double others, double slo
   out[label] = own;
 }
 
+// The first place of a value from `first` on, `n` if there is none: whole lanes at a time up to where it is.
+template <typename Real>
+FK_INLINE int64_t place_of_body(const Real* row, int64_t first, int64_t n, Real value) {
+  for (; first + kLanes <= n; first += kLanes) {
+    Real found = 0;
+#pragma omp simd reduction(+ : found)
+    for (int j = 0; j < kLanes; ++j) {
+      found += row[first + j] == value ? Real(1) : Real(0);
+    }
+    if (found > 0) {
+      break;
+    }
+  }
+  return std::find(row + first, row + n, value) - row;
+}
+
+FK_CLONES static int64_t place_of(const float* row, int64_t first, int64_t n, float value) {
+  return place_of_body(row, first, n, value);
+}
+
+FK_CLONES static int64_t place_of(const double* row, int64_t first, int64_t n, double value) {
+  return place_of_body(row, first, n, value);
+}
+
 // The first of the other classes with this logit; the class itself if there is none, the logit being NaN.
 template <typename Real>
 int64_t strongest(const Real* logits, Real top, int64_t label, int64_t classes) {
-  for (int64_t k = 0; k < classes; ++k) {
-    if (logits[k] == top && k != label) {
-      return k;
-    }
+  int64_t found = place_of(logits, 0, classes, top);
+  if (found == label) {
+    found = place_of(logits, label + 1, classes, top);
   }
-  return label;
+  return found < classes ? found : label;
 }
 
 // "kl": the strongest wrong class, the lowest index of several, and the charge under the logits raised by the margin where
 // they are wrong. -1 if the class is not within the margin; its own index if there is a NaN, and then so is the charge.
-// The exponentials are those of the other classes, relative to the strongest: only a sample with an error has them.
+// The exponentials, of the wrong classes, are relative to the strongest of them.
+template <typename Real>
 struct Rival {
   int64_t column;
   double charge;
+  const Real* exps;
   double sum;
   double others;
 };
 
-// Leaves the exponentials, 0 for the class itself, in `exps`.
 template <typename Real>
-Rival take_rival(const Real* logits, int64_t classes, int64_t label, Real margin, Real* exps) {
-  const Real own = logits[label];
+Rival<Real> rival_of(const Real* logits, Real top, const Real* exps, double others, int64_t classes, int64_t label, Real margin) {
+  const double ahead = static_cast<double>(top) - logits[label] + margin;  // >= 0, or NaN
+  const double sum = others + std::exp(-ahead);
+  return {strongest(logits, top, label, classes), ahead + std::log(sum), exps, sum, others};
+}
+
+// Takes exponentials, into `exps`, of a sample with an error only.
+template <typename Real>
+Rival<Real> find_rival(const Real* logits, int64_t classes, int64_t label, Real margin, Real* exps) {
   const Real top = largest_of_others(logits, label, classes);
-  if (own > margin + top) {
-    return {-1, 0, 0, 0};
+  if (logits[label] > margin + top) {
+    return {-1, 0, nullptr, 0, 0};
   }
-  const int64_t column = strongest(logits, top, label, classes);
   std::copy_n(logits, classes, exps);
   exps[label] = -std::numeric_limits<Real>::infinity();
   const Real* rows[2] = {exps, exps};
-  Real others = 0;
   Real highest = 0;
+  Real others = 0;
   exp_rows(rows, 1, classes, Real(1), exps, &highest, &others);
-  const double ahead = static_cast<double>(top) - own + margin;  // >= 0, or NaN
-  const double sum = others + std::exp(-ahead);
-  return {column, ahead + std::log(sum), sum, others};
+  return rival_of(logits, top, exps, others, classes, label, margin);
+}
+
+// The same of a row that has exponentials: they will do where the strongest class is a wrong one.
+template <typename Real>
+Rival<Real> find_rival(const ExpRow<Real>& row, int64_t classes, int64_t label, Real margin, Real* exps) {
+  if (row.logits[label] < row.top && margin >= 0) {
+    return rival_of(row.logits, row.top, row.exps, others_of(row, label, classes), classes, label, margin);
+  }
+  return find_rival(row.logits, classes, label, margin, exps);
 }
 
 // ---- One class
@@ -231,7 +275,7 @@ class SurrogateSum {
       : surrogate_(surrogate),
         margin_(static_cast<Real>(margin)),
         classes_(classes),
-        marks_(rows_per_chunk(classes) * padded(classes)),
+        marks_(surrogate == Surrogate::soft ? 0 : rows_per_chunk(classes) * padded(classes)),
         factors_(rows_per_chunk(classes)),
         total_(padded(classes)) {}
 
@@ -241,18 +285,18 @@ class SurrogateSum {
   void add(const ExpChunk<T>& rows, const Chunk& chunk) {
     const int64_t width = padded(classes_);
     for (int64_t r = 0; r < chunk.rows; ++r) {
+      const ExpRow<Real> row = rows.row(r);
       Real* marks = &marks_[r * width];
-      const ExpRow<Real> row{rows.logits(r), rows.exps(r), rows.top(r), rows.sum(r)};
       factors_[r] = 1 / row.sum;
       if (surrogate_ == Surrogate::kl_all) {
-        find_hits(row.logits, row.exps, row.sum, classes_, chunk.label, margin_, marks);
+        find_hits(row, classes_, chunk.label, margin_, marks);
         factors_[r] = static_cast<Real>(charge_of(row, classes_, chunk.label));
       } else if (surrogate_ == Surrogate::gated) {
         gate_row(row.logits, classes_, chunk.label, margin_, marks);
         multiply_row(marks, row.exps, width);
       }
     }
-    const Real* terms = surrogate_ == Surrogate::soft ? rows.exps(0) : marks_.data();
+    const Real* terms = surrogate_ == Surrogate::soft ? rows.row(0).exps : marks_.data();
     add_rows(terms, factors_.data(), chunk.rows, width, total_.data());
   }
 
@@ -286,8 +330,10 @@ class RivalSum {
 
   void clear() { entries_.clear(); }
 
-  void add(const Real* logits, int64_t label) {
-    const Rival rival = take_rival(logits, classes_, label, margin_, exps_.data());
+  // `row` is an ExpRow, or logits alone.
+  template <typename Row>
+  void add(const Row& row, int64_t label) {
+    const Rival<Real> rival = find_rival(row, classes_, label, margin_, exps_.data());
     if (rival.column >= 0) {
       entries_.push_back({rival.column, rival.charge});
     }
@@ -344,18 +390,20 @@ class SurrogateGradient {
     gradient[label] = own;
   }
 
-  // Adds slope times the gradient by the logits; `exps` and `sum` are the sample's, which "kl" does not read.
-  void add_by_logits(const Real* logits, const Real* exps, Real sum, int64_t label, double slope, Real* out) {
-    if (surrogate_ == Surrogate::kl_all) {
-      find_hits(logits, exps, sum, classes_, label, margin_, marks_.data());
-      const double hit = row_dot(marks_.data(), v_, marks_.size());
-      add_charge_gradient(exps, sum, sum_of_others(exps, label, marks_.size()), slope * hit, classes_, label, out);
-      return;
-    }
-    const Rival rival = take_rival(logits, classes_, label, margin_, exps_.data());
+  // Adds slope times the gradient by the logits, of "kl"; `row` is an ExpRow, or logits alone.
+  template <typename Row>
+  void add_by_rival(const Row& row, int64_t label, double slope, Real* out) {
+    const Rival<Real> rival = find_rival(row, classes_, label, margin_, exps_.data());
     if (rival.column >= 0) {
-      add_charge_gradient(exps_.data(), rival.sum, rival.others, slope * v_[rival.column], classes_, label, out);
+      add_charge_gradient(rival.exps, rival.sum, rival.others, slope * v_[rival.column], classes_, label, out);
     }
+  }
+
+  // The same of "kl-all".
+  void add_by_hits(const ExpRow<Real>& row, int64_t label, double slope, Real* out) {
+    find_hits(row, classes_, label, margin_, marks_.data());
+    const double hit = row_dot(marks_.data(), v_, marks_.size());
+    add_charge_gradient(row.exps, row.sum, others_of(row, label, classes_), slope * hit, classes_, label, out);
   }
 
  private:

@@ -41,17 +41,27 @@ FK_CLONES static double absent_pairs(double* rates, const double* absent, int64_
   return absent_pairs_body(rates, absent, classes, eps, scale);
 }
 
-// The columns of the present classes of a row of all classes, and back.
+// The columns of the present classes of a row of all classes, and back. Where all are present, rows are the same.
 template <typename Real>
-void gather(const Real* row, const std::vector<int64_t>& present, Real* compact) {
-  for (size_t j = 0; j < present.size(); ++j) {
+void gather(const Real* row, int64_t classes, const std::vector<int64_t>& present, Real* compact) {
+  const int64_t n = present.size();
+  if (n == classes) {
+    std::copy_n(row, n, compact);
+    return;
+  }
+  for (int64_t j = 0; j < n; ++j) {
     compact[j] = row[present[j]];
   }
 }
 
 template <typename Real>
-void scatter(const Real* compact, const std::vector<int64_t>& present, Real* row) {
-  for (size_t j = 0; j < present.size(); ++j) {
+void scatter(const Real* compact, const std::vector<int64_t>& present, int64_t classes, Real* row) {
+  const int64_t n = present.size();
+  if (n == classes) {
+    std::copy_n(compact, n, row);
+    return;
+  }
+  for (int64_t j = 0; j < n; ++j) {
     row[present[j]] = compact[j];
   }
 }
@@ -65,7 +75,7 @@ void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
     const Accumulator<T>* from = confusion_row(order, present[i], inverse_count(order.count[present[i]]));
     Accumulator<T>* row = rates.data + i * rates.row_stride;
     if (compact) {
-      gather(from, present, row);
+      gather(from, order.classes, present, row);
     } else {
       std::copy_n(from, order.classes, row);
     }

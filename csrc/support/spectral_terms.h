@@ -92,7 +92,8 @@ void scatter_vector(const Vector& compact, const std::vector<int64_t>& listed, d
 }
 
 template <typename Real>
-void scatter_pair(const SurrogatePair& found, const std::vector<int64_t>& present, bool sparse, int64_t classes, Real* u, Real* v) {
+void scatter_pair(const SurrogatePair& found, const std::vector<int64_t>& present, bool sparse, int64_t classes, Real* u,
+                  Real* v) {
   scatter_vector(found.pair.u, present, found.pair.sigma, classes, u);
   if (sparse) {
     scatter_vector(found.pair.v, found.columns, found.pair.sigma, classes, v);

@@ -48,11 +48,11 @@ double charge_all(const Matrix<Real>& matrix, const std::vector<int64_t>& presen
   }
   const double with_absent = parallel_sum(n, classes, [&](int64_t i) {
     Real* row = matrix.data + i * matrix.row_stride;
-    gather(row, present, &square[i * n]);
+    gather(row, classes, present, &square[i * n]);
     return absent_pairs(row, absent.data(), classes, eps, scale);
   });
   const double among_present = charge_present(Matrix<Real>{square.data(), n, 1}, n, eps, scale);
-  parallel_each(n, n, [&](int64_t i) { scatter(&square[i * n], present, matrix.data + i * matrix.row_stride); });
+  parallel_each(n, n, [&](int64_t i) { scatter(&square[i * n], present, classes, matrix.data + i * matrix.row_stride); });
   return with_absent + among_present;
 }
 
@@ -104,7 +104,7 @@ void load_coefficients(const Matrix<const Real>& coefficients, const std::vector
   }
   const Real* stored = coefficients.data + (at - present.begin()) * coefficients.row_stride;
   if (compact) {
-    scatter(stored, present, row);
+    scatter(stored, present, classes, row);
   } else {
     std::copy_n(stored, classes, row);
   }
