@@ -59,8 +59,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, c
     T* matrices = mutable_data_of<T>(confusion);
     auto* vectors = mutable_data_of<Accumulator<T>>(counts);
     for_each_problem(arguments.problems, arguments.samples * classes, [&](int64_t problem) {
-      forward_problem(arguments, problem, normalize, matrices + problem * classes * classes,
-                      vectors + problem * classes);
+      forward_problem(arguments, problem, normalize, matrices + problem * classes * classes, vectors + problem * classes);
     });
   });
   return {confusion, counts};
@@ -85,8 +84,7 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, cons
     load(gradient.data + label * gradient.row_stride, gradient.column_stride, arguments.classes, row);
   };
   parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, scale.data(), load_gradient,
-                    grad_logits);
+    backward_confusion(logits, order, chunks.data() + begin, chunks.data() + end, scale.data(), load_gradient, grad_logits);
   });
   clear_ignored(order, grad_logits);
 }
@@ -134,8 +132,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
       "_soft_confusion_native(Tensor logits, Tensor labels, Tensor? sample_weight, str normalize, float temperature, "
       "int ignore_index) -> (Tensor confusion, Tensor counts)");
   m.def(
-      "_soft_confusion_backward_native(Tensor grad, Tensor logits, Tensor labels, Tensor? sample_weight, "
-      "str normalize, float temperature, int ignore_index, Tensor counts) -> Tensor");
+      "_soft_confusion_backward_native(Tensor grad, Tensor logits, Tensor labels, Tensor? sample_weight, str normalize, "
+      "float temperature, int ignore_index, Tensor counts) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {

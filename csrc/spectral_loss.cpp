@@ -3,26 +3,17 @@
 
 #include <algorithm>
 #include <numeric>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "cpu/sparse_norm.h"
-#include "cpu/spectral_norm.h"
 #include "support/confusion_arguments.h"
 #include "support/parallel.h"
 #include "support/spectral_options.h"
+#include "support/spectral_terms.h"
 #include "support/tensor.h"
 
 namespace fairkernels {
 namespace {
-
-Surrogate take_surrogate(StringHandle handle) {
-  const std::string name = take_string(handle);
-  const bool known = name == "kl" || name == "kl-all" || name == "soft" || name == "gated";
-  require(known, "surrogate must be kl, kl-all, soft or gated, got ", name);
-  return name == "kl" ? Surrogate::kl : name == "kl-all" ? Surrogate::kl_all : name == "soft" ? Surrogate::soft : Surrogate::gated;
-}
 
 class LossArguments {
  public:
@@ -56,95 +47,36 @@ class LossArguments {
   const double margin;
 };
 
-// The leading pair of one problem's matrix, its vectors those of the rows and columns listed.
-struct CompactPair {
-  LeadingPair pair;
-  std::vector<int64_t> rows;
-  std::vector<int64_t> columns;  // empty: all
-};
-
+// Of the rows of the matrix, [begin, end).
 template <typename T>
-CompactPair dense_pair(const LossArguments& arguments, int64_t problem, const ClassOrder<Accumulator<T>>& order,
-                       const IterationOptions& options) {
-  const int64_t classes = arguments.batch.classes;
-  const auto logits = arguments.batch.logits<T>(problem);
-  const Vector factors = arguments.row_factors(order, problem);
-  const Vector hint = arguments.starts(problem);
-  const std::vector<int64_t> present = present_classes(order);
-  const int64_t n = present.size();
-  PackedMatrix<Accumulator<T>> matrix(n, classes);
-  parallel_ranges(n, classes * (arguments.batch.samples / std::max<int64_t>(n, 1) + 1), [&](int64_t begin, int64_t end) {
-    SurrogateSum<T> sum(logits, arguments.surrogate, arguments.margin);
-    for (int64_t i = begin; i < end; ++i) {
-      scale_row(sum(order, present[i]), factors[present[i]], classes, matrix.row(i));
-    }
-  });
-  return {leading_pair(matrix, options, hint.empty() ? nullptr : hint.data(), Threads{}), present, {}};
-}
-
-// The columns that occur in any row.
-std::vector<int64_t> used_columns(const std::vector<std::vector<Entry>>& rows) {
-  std::vector<int64_t> columns;
-  for (const auto& row : rows) {
-    for (const Entry& entry : row) {
-      columns.push_back(entry.column);
-    }
+void dense_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
+                const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
+                PackedMatrix<Accumulator<T>>& matrix) {
+  ExpChunk<T> rows(logits);
+  SurrogateSum<Accumulator<T>> sum(arguments.surrogate, arguments.margin, logits.classes);
+  for (int64_t i = begin; i < end; ++i) {
+    sum.clear();
+    order.for_each_chunk(present[i], [&](Chunk chunk) {
+      rows.compute(&order.sample[chunk.first], chunk.rows, order.sample.data() + order.sample.size());
+      sum.add(rows, chunk);
+    });
+    sum.take(present[i], factors[present[i]], matrix.row(i));
   }
-  std::sort(columns.begin(), columns.end());
-  columns.erase(std::unique(columns.begin(), columns.end()), columns.end());
-  return columns;
 }
 
-SparseMatrix compress(const std::vector<std::vector<Entry>>& rows, const std::vector<int64_t>& columns) {
-  SparseMatrix matrix;
-  matrix.columns = columns.size();
-  for (const auto& row : rows) {
-    for (const Entry& entry : row) {
-      matrix.column.push_back(std::lower_bound(columns.begin(), columns.end(), entry.column) - columns.begin());
-      matrix.value.push_back(entry.value);
-    }
-    matrix.start.push_back(matrix.entries());
-  }
-  return matrix;
-}
-
+// The same for "kl", whose samples without an error need no exponentials.
 template <typename T>
-CompactPair sparse_pair(const LossArguments& arguments, int64_t problem, const ClassOrder<Accumulator<T>>& order,
-                        const IterationOptions& options) {
-  const auto logits = arguments.batch.logits<T>(problem);
-  const Vector factors = arguments.row_factors(order, problem);
-  const Vector hint = arguments.starts(problem);
-  const std::vector<int64_t> present = present_classes(order);
-  const int64_t n = present.size();
-  std::vector<std::vector<Entry>> rows(n);
-  const int64_t elements_each = arguments.batch.classes * (arguments.batch.samples / std::max<int64_t>(n, 1) + 1);
-  parallel_ranges(n, elements_each, [&](int64_t begin, int64_t end) {
-    RivalSum<T> sum(logits, arguments.margin);
-    for (int64_t i = begin; i < end; ++i) {
-      rows[i] = sum(order, present[i]);
-      for (Entry& entry : rows[i]) {
-        entry.value *= factors[present[i]];
-      }
+void sparse_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
+                 const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
+                 std::vector<std::vector<Entry>>& entries) {
+  RowReader<T> reader(logits, 1);
+  RivalSum<Accumulator<T>> sum(arguments.margin, logits.classes);
+  for (int64_t i = begin; i < end; ++i) {
+    sum.clear();
+    for (int64_t at = order.start[present[i]]; at < order.start[present[i] + 1]; ++at) {
+      sum.add(reader(order.sample[at], 0), present[i]);
     }
-  });
-  const std::vector<int64_t> columns = used_columns(rows);
-  SparseMatrix matrix = compress(rows, columns);
-  Vector start(hint.empty() ? 0 : columns.size());
-  std::transform(columns.begin(), columns.begin() + start.size(), start.begin(), [&](int64_t j) { return hint[j]; });
-  const double* first = start.empty() ? nullptr : start.data();
-  if (!is_dense(matrix)) {
-    return {leading_pair(matrix, options, first), present, columns};
-  }
-  auto dense = to_dense<Accumulator<T>>(matrix);
-  return {leading_pair(dense, options, first, Threads{}), present, columns};
-}
-
-// The vector of all classes, 0 at those that are not listed; NaN throughout if sigma is.
-template <typename Real>
-void scatter(const Vector& compact, const std::vector<int64_t>& listed, double sigma, int64_t classes, Real* out) {
-  std::fill_n(out, classes, static_cast<Real>(0 * (sigma - sigma)));
-  for (size_t i = 0; i < listed.size(); ++i) {
-    out[listed[i]] = static_cast<Real>(compact[i]);
+    entries[i] = sum.take(factors[present[i]]);
   }
 }
 
@@ -152,17 +84,22 @@ template <typename T>
 void forward_problem(const LossArguments& arguments, int64_t problem, const IterationOptions& options, T& loss,
                      Accumulator<T>* u, Accumulator<T>* v) {
   const int64_t classes = arguments.batch.classes;
+  const auto logits = arguments.batch.logits<T>(problem);
   const auto order = arguments.batch.order<Accumulator<T>>(problem);
-  const bool sparse = arguments.surrogate == Surrogate::kl;
-  const CompactPair found = sparse ? sparse_pair<T>(arguments, problem, order, options)
-                                   : dense_pair<T>(arguments, problem, order, options);
+  const Vector factors = arguments.row_factors(order, problem);
+  const std::vector<int64_t> present = present_classes(order);
+  const int64_t n = present.size();
+  SurrogateMatrix<Accumulator<T>> matrix(arguments.surrogate, n, classes);
+  parallel_ranges(n, classes * (arguments.batch.samples / std::max<int64_t>(n, 1) + 1), [&](int64_t begin, int64_t end) {
+    if (matrix.sparse) {
+      sparse_rows(arguments, logits, order, present, factors, begin, end, matrix.entries);
+    } else {
+      dense_rows(arguments, logits, order, present, factors, begin, end, matrix.dense);
+    }
+  });
+  const SurrogatePair found = leading_pair(matrix, options, arguments.starts(problem));
   loss = narrow(found.pair.sigma, T{});
-  scatter(found.pair.u, found.rows, found.pair.sigma, classes, u);
-  if (sparse) {
-    scatter(found.pair.v, found.columns, found.pair.sigma, classes, v);
-  } else {
-    std::copy(found.pair.v.begin(), found.pair.v.end(), v);
-  }
+  scatter_pair(found, present, matrix.sparse, classes, u, v);
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, const OptionalTensor& class_weight,
@@ -202,10 +139,28 @@ void backward_problem(const LossArguments& arguments, int64_t problem, double gr
   std::copy_n(v, classes, right.begin());
   const std::vector<Chunk> chunks = order.chunks();
   parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    SurrogateGradient<T> gradient(logits, arguments.surrogate, arguments.margin, right.data(), slopes.data());
-    for (int64_t i = begin; i < end; ++i) {
-      gradient(chunks[i], &order.sample[chunks[i].first], grad_logits);
-    }
+    SurrogateGradient<Real> surrogate(arguments.surrogate, arguments.margin, classes, right.data());
+    std::vector<Real> by_rates(padded(classes));
+    std::vector<Real> exps(padded(classes));
+    int64_t label = 0;
+    const auto enter = [&](int64_t entered) { label = entered; };
+    const auto row = [&](const RowTask<Real>& task, int64_t) {
+      if (arguments.surrogate == Surrogate::kl) {
+        std::fill_n(task.out, classes, Real(0));
+        surrogate.add_by_rival(task.logits, label, slopes[label], task.out);
+        return;
+      }
+      std::fill(by_rates.begin(), by_rates.end(), Real(0));
+      if (surrogate.through_rates()) {
+        surrogate.add_by_rates(task.logits, label, 1, by_rates.data());
+      }
+      const Real scale = static_cast<Real>(slopes[label]);
+      const ExpRow<Real> exp_row = softmax_backward(task, classes, Real(1), by_rates.data(), scale, Real(0), exps.data());
+      if (!surrogate.through_rates()) {
+        surrogate.add_by_hits(exp_row, label, slopes[label], task.out);
+      }
+    };
+    backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);
   });
   clear_ignored(order, grad_logits);
 }

@@ -401,7 +401,7 @@ def fair_cross_entropy(
         return_parts,
         backend=backend,
     )
-    return (total, FairCrossEntropyParts(*(part.to(logits.dtype) for part in parts))) if return_parts else total
+    return (total, FairCrossEntropyParts(*(part.to(logits.dtype) for part in parts[:4]))) if return_parts else total
 
 
 # --- attack step --------------------------------------------------------------------------------------------------

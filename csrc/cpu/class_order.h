@@ -28,7 +28,7 @@ struct Chunk {
 };
 
 inline int64_t rows_per_chunk(int64_t classes) {
-  return std::max<int64_t>(1024 / std::max<int64_t>(padded(classes), 1), 1);
+  return std::max<int64_t>(2048 / std::max<int64_t>(padded(classes), 1), 1);
 }
 
 template <typename Real>

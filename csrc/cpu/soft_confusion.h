@@ -1,7 +1,7 @@
-// The soft confusion matrix C_ij = (1 / n_i) sum over b of class i of w_b softmax(z_b / temperature)_j, row by row, and
-// its backward (Sy-FAR, arXiv 2509.12939). Bound by the exp of the B * K logits, which either direction computes once;
-// beyond it each direction reads the logits once. Forward writes K * K rates, backward reads the K rows of the incoming
-// gradient that occur and writes B * K.
+// The soft confusion matrix C_ij = (1 / n_i) sum over b of class i of w_b softmax(z_b / temperature)_j, row by row, and its
+// backward (Sy-FAR, arXiv 2509.12939).
+// Bound by the exp of the B * K logits, which either direction computes once; beyond it each direction reads the logits
+// once. Forward writes K * K rates, backward reads the K rows of the incoming gradient that occur and writes B * K.
 #pragma once
 
 #include <algorithm>
@@ -17,176 +17,314 @@
 
 namespace fairkernels {
 
-// total_k += sum over rows of factors[r] exps[r, k]. Sixteen rows at most are added in their own type, for speed, and
-// these sums in double: 150 single-precision additions in a row would cost four units in the last place.
+// The largest number of rows whose sum is kept in their own type: 150 single-precision additions in a row would cost four
+// units in the last place. Sums of so many are then added in double.
+constexpr int64_t kRowsTogether = 16;
+
+// Calls take(k, lanes) with lanes_j = sum over rows of factors[r] exps[r, k + j].
+template <typename Real, typename Take>
+FK_INLINE void weighted_sum(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, const Take& take) {
+  for (int64_t k = 0; k < width; k += kLanes) {
+    Real lane[kLanes] = {};
+    for (int64_t r = 0; r < n_rows; ++r) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        lane[j] += factors[r] * exps[r * width + k + j];
+      }
+    }
+    take(k, lane);
+  }
+}
+
+template <typename Real>
+FK_INLINE void sum_rows_body(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, Real* sum) {
+  weighted_sum(exps, factors, n_rows, width, [=](int64_t k, const Real* lane) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      sum[k + j] = lane[j];
+    }
+  });
+}
+
 template <typename Real>
 FK_INLINE void add_rows_body(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, double* total) {
-  const int64_t most = 16;
-  for (int64_t first = 0; first < n_rows; first += most) {
-    const int64_t end = first + most < n_rows ? first + most : n_rows;
-    for (int64_t k = 0; k < width; k += kLanes) {
-      Real lane[kLanes] = {};
-      for (int64_t r = first; r < end; ++r) {
-#pragma omp simd
-        for (int j = 0; j < kLanes; ++j) {
-          lane[j] += factors[r] * exps[r * width + k + j];
-        }
-      }
+  for (int64_t first = 0; first < n_rows; first += kRowsTogether) {
+    const int64_t rows = n_rows - first < kRowsTogether ? n_rows - first : kRowsTogether;
+    weighted_sum(exps + first * width, factors + first, rows, width, [=](int64_t k, const Real* lane) {
 #pragma omp simd
       for (int j = 0; j < kLanes; ++j) {
         total[k + j] += lane[j];
       }
-    }
+    });
   }
+}
+
+FK_CLONES static void sum_rows(const float* exps, const float* factors, int64_t n_rows, int64_t width, float* sum) {
+  sum_rows_body(exps, factors, n_rows, width, sum);
+}
+
+FK_CLONES static void sum_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width, double* sum) {
+  sum_rows_body(exps, factors, n_rows, width, sum);
 }
 
 FK_CLONES static void add_rows(const float* exps, const float* factors, int64_t n_rows, int64_t width, double* total) {
   add_rows_body(exps, factors, n_rows, width, total);
 }
 
-FK_CLONES static void add_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width,
-                               double* total) {
+FK_CLONES static void add_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width, double* total) {
   add_rows_body(exps, factors, n_rows, width, total);
 }
-
-// One thread's sums of weighted probabilities, S_i of one class i at a time.
-template <typename T>
-class ClassSum {
- public:
-  using Real = Accumulator<T>;
-
-  explicit ClassSum(const Logits<T>& logits)
-      : chunk_(logits), factors_(rows_per_chunk(logits.classes)), total_(chunk_.width()) {}
-
-  const double* operator()(const ClassOrder<Real>& order, int64_t label) {
-    std::fill(total_.begin(), total_.end(), 0.0);
-    order.for_each_chunk(label, [&](Chunk chunk) {
-      chunk_.compute(&order.sample[chunk.first], chunk.rows);
-      for (int64_t r = 0; r < chunk.rows; ++r) {
-        factors_[r] = order.weight[chunk.first + r] / chunk_.sums()[r];
-      }
-      add_rows(chunk_.exps(), factors_.data(), chunk.rows, chunk_.width(), total_.data());
-    });
-    return total_.data();
-  }
-
- private:
-  ExpChunk<T> chunk_;
-  std::vector<Real> factors_;
-  std::vector<double> total_;
-};
 
 // 1/n, and 0 for no samples; NaN stays NaN.
 inline double inverse_count(double n) {
   return n != 0 ? 1 / n : 0;
 }
 
-template <typename Real>
-FK_INLINE void scale_row_body(const double* total, double factor, int64_t n, Real* to) {
-#pragma omp simd
-  for (int64_t k = 0; k < n; ++k) {
-    to[k] = static_cast<Real>(total[k] * factor);
+// One thread's rows of a confusion matrix, one class at a time: factor * sum of its samples' weighted probabilities, padded
+// to whole lanes. visit(rows, chunk) sees every chunk's exponentials on the way.
+template <typename T>
+class ConfusionRow {
+ public:
+  using Real = Accumulator<T>;
+
+  explicit ConfusionRow(const Logits<T>& logits)
+      : rows_(logits), factors_(rows_per_chunk(logits.classes)), total_(rows_.width()), row_(rows_.width()) {}
+
+  const Real* operator()(const ClassOrder<Real>& order, int64_t label, double factor) {
+    return (*this)(order, label, factor, [](const ExpChunk<T>&, Chunk) {});
   }
-}
 
-FK_CLONES static void scale_row(const double* total, double factor, int64_t n, float* to) {
-  scale_row_body(total, factor, n, to);
-}
+  template <typename Visit>
+  const Real* operator()(const ClassOrder<Real>& order, int64_t label, double factor, const Visit& visit) {
+    const int64_t samples = order.start[label + 1] - order.start[label];
+    const bool few = samples <= std::min(kRowsTogether, rows_per_chunk(order.classes));
+    if (!few) {
+      std::fill(total_.begin(), total_.end(), 0.0);
+    }
+    order.for_each_chunk(label, [&](Chunk chunk) {
+      rows_.compute(&order.sample[chunk.first], chunk.rows, order.sample.data() + order.sample.size());
+      for (int64_t r = 0; r < chunk.rows; ++r) {
+        factors_[r] = static_cast<Real>(factor * order.weight[chunk.first + r] / rows_.row(r).sum);
+      }
+      if (few) {
+        sum_rows(rows_.row(0).exps, factors_.data(), chunk.rows, rows_.width(), row_.data());
+      } else {
+        add_rows(rows_.row(0).exps, factors_.data(), chunk.rows, rows_.width(), total_.data());
+      }
+      visit(rows_, chunk);
+    });
+    if (!few) {
+      store_run(total_.data(), rows_.width(), row_.data());
+    }
+    return row_.data();
+  }
 
-FK_CLONES static void scale_row(const double* total, double factor, int64_t n, double* to) {
-  scale_row_body(total, factor, n, to);
-}
+ private:
+  ExpChunk<T> rows_;
+  std::vector<Real> factors_;
+  std::vector<double> total_;
+  std::vector<Real> row_;
+};
 
 // Rows [begin, end) of one confusion matrix; factors[i] is what row i is multiplied by.
 template <typename T>
-void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const double* factors,
-                    int64_t begin, int64_t end, T* confusion) {
+void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const double* factors, int64_t begin,
+                    int64_t end, T* confusion) {
   const int64_t classes = logits.classes;
-  ClassSum<T> class_sum(logits);
-  std::vector<Accumulator<T>> scaled(classes);
+  ConfusionRow<T> confusion_row(logits);
   for (int64_t label = begin; label < end; ++label) {
     T* row = confusion + label * classes;
     const bool weightless = factors[label] == 0;  // whatever its samples hold
     if (weightless || order.start[label] == order.start[label + 1]) {
       std::fill(row, row + classes, T{});
     } else {
-      scale_row(class_sum(order, label), factors[label], classes, scaled.data());
-      store_run(scaled.data(), classes, row);
+      store_run(confusion_row(order, label, factors[label]), classes, row);
     }
   }
 }
 
-// The incoming gradient at the row's top class, whose exponential is 1. Of several, the largest gradient.
+// A row's largest logit and the incoming gradient there; of several such gradients the largest.
 template <typename Real>
-FK_INLINE Real gradient_at_top(const Real* exps, const Real* gradient, int64_t width) {
-  const Real lowest = -std::numeric_limits<Real>::infinity();
-  const int64_t n = width / kLanes * kLanes;
-  Real top = lowest;
-#pragma omp simd reduction(max : top)
-  for (int64_t k = 0; k < n; ++k) {
-    const Real candidate = exps[k] >= 1 ? gradient[k] : lowest;
-    top = candidate > top ? candidate : top;
-  }
-  return top;
-}
+struct Top {
+  Real logit;
+  Real gradient;
+};
 
-// One row of the softmax's backward, in place of its exponentials: scale p_k (g_k - sum_j g_j p_j), p = exps / sum. The
-// gradient is shifted by its value at the row's top class: for a confident row the difference in brackets is otherwise
-// lost to rounding where p_k is close to 1 (100 % wrong at a margin of 20).
 template <typename Real>
-FK_INLINE void softmax_backward_row(Real* exps, Real sum, Real scale, const Real* gradient, int64_t width) {
-  const int64_t n = width / kLanes * kLanes;
-  const Real shift = gradient_at_top(exps, gradient, width);
-  const double dot = blocked_sum<Real>(width, [=](int64_t k) { return exps[k] * (gradient[k] - shift); });
-  const Real mean = static_cast<Real>(dot) / sum;
-  const Real factor = scale / sum;
+FK_INLINE Top<Real> find_top(const Real* logits, const Real* gradient, int64_t classes) {
+  const int64_t whole = classes / kLanes * kLanes;
+  Real highest[kLanes];
+  Real there[kLanes] = {};
+  load_tail(logits + whole, classes - whole, highest);
+  if (whole != classes) {
+    std::copy_n(gradient + whole, kLanes, there);
+  }
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    Real seen[kLanes];  // chosen into fresh memory: chosen in place, gcc 12 makes it a store behind a branch
 #pragma omp simd
-  for (int64_t k = 0; k < n; ++k) {
-    exps[k] = factor * exps[k] * ((gradient[k] - shift) - mean);
+    for (int j = 0; j < kLanes; ++j) {
+      seen[j] = logits[k + j] > highest[j] ? gradient[k + j] : there[j];
+    }
+    std::copy_n(seen, kLanes, there);
+    see_lanes(logits + k, highest);
   }
+  Real folded[kLanes];
+  std::copy_n(highest, kLanes, folded);
+  const Real top = max_lanes(folded);
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    there[j] = highest[j] == top ? there[j] : -std::numeric_limits<Real>::infinity();
+  }
+  return {top, max_lanes(there)};
 }
+
+// A row whose gradient is wanted, where that goes, and the same of the row that comes next, which is fetched on the way.
+template <typename Real>
+struct RowTask {
+  const Real* logits;
+  Real* out;
+  const Real* next_logits;
+  const Real* next_out;
+};
+
+// The exponentials of a row, their sum and their product with the incoming gradient, shifted.
+template <typename Real>
+struct Moments {
+  Real sum;
+  Real product;
+};
 
 template <typename Real>
-FK_INLINE void softmax_backward_body(Real* exps, const Real* sums, const Real* scales, const Real* gradient,
-                                     int64_t n_rows, int64_t width) {
-  for (int64_t r = 0; r < n_rows; ++r) {
-    softmax_backward_row(exps + r * width, sums[r], scales[r], gradient, width);
+FK_INLINE Moments<Real> exp_moments(const RowTask<Real>& task, const Real* gradient, int64_t classes, Real temperature,
+                                    Top<Real> top, Real* exps) {
+  const int64_t whole = classes / kLanes * kLanes;
+  const int64_t width = padded(classes);
+  Real tail[kLanes];
+  load_tail(task.logits + whole, classes - whole, tail);
+  double sum = 0;
+  double product = 0;
+  for (int64_t first = 0; first < width; first += kBlock) {
+    const int64_t end = width - first < kBlock ? width : first + kBlock;
+    Real sums[kLanes] = {};
+    Real products[kLanes] = {};
+    for (int64_t k = first; k < end; k += kLanes) {
+      FK_PREFETCH(task.next_logits + k);
+      FK_PREFETCH_TO_WRITE(task.next_out + k);
+      const Real* from = k < whole ? task.logits + k : tail;
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        const Real shifted = from[j] - top.logit;
+        const Real e = exp_nonpositive(temperature == 1 ? shifted : shifted / temperature);
+        exps[k + j] = e;
+        sums[j] += e;
+        products[j] += e * (gradient[k + j] - top.gradient);
+      }
+    }
+    sum += add_lanes(sums);
+    product += add_lanes(products);
+  }
+  return {static_cast<Real>(sum), static_cast<Real>(product)};
+}
+
+// scale p_k (g_k - sum_j g_j p_j) + common p_k.
+template <typename Real>
+FK_INLINE void slopes(const Real* exps, const Real* gradient, int64_t classes, Top<Real> top, Moments<Real> moments, Real scale,
+                           Real common, Real* out) {
+  const int64_t whole = classes / kLanes * kLanes;
+  const Real inverse = 1 / moments.sum;
+  const Real mean = moments.product * inverse;
+  const Real factor = scale * inverse;
+  const Real offset = common * inverse;
+  const Real shift = top.gradient;
+  const auto slope = [=](int64_t k) { return exps[k] * (factor * ((gradient[k] - shift) - mean) + offset); };
+#pragma omp simd
+  for (int64_t k = 0; k < whole; ++k) {
+    out[k] = slope(k);
+  }
+  if (whole != classes) {
+    Real tail[kLanes];
+#pragma omp simd
+    for (int64_t j = 0; j < kLanes; ++j) {
+      tail[j] = slope(whole + j);
+    }
+    store_tail(tail, classes - whole, out + whole);
   }
 }
 
-FK_CLONES static void softmax_backward(float* exps, const float* sums, const float* scales, const float* gradient,
-                                       int64_t n_rows, int64_t width) {
-  softmax_backward_body(exps, sums, scales, gradient, n_rows, width);
+// One row of the softmax's backward, scale p_k (g_k - sum_j g_j p_j) + common p_k with p = exps / sum; the exponentials stay
+// in `exps`. The gradient is shifted by its value at the row's top class: for a confident row the
+// difference in brackets is otherwise lost to rounding where p_k is close to 1 (100 % wrong at a margin of 20).
+template <typename Real>
+FK_INLINE ExpRow<Real> softmax_backward_body(const RowTask<Real>& task, int64_t classes, Real temperature, const Real* gradient,
+                                             Real scale, Real common, Real* exps) {
+  const Top<Real> top = find_top(task.logits, gradient, classes);
+  const Moments<Real> moments = exp_moments(task, gradient, classes, temperature, top, exps);
+  slopes(exps, gradient, classes, top, moments, scale, common, task.out);
+  return {task.logits, exps, top.logit, moments.sum};
 }
 
-FK_CLONES static void softmax_backward(double* exps, const double* sums, const double* scales, const double* gradient,
-                                       int64_t n_rows, int64_t width) {
-  softmax_backward_body(exps, sums, scales, gradient, n_rows, width);
+FK_CLONES static ExpRow<float> softmax_backward(const RowTask<float>& task, int64_t classes, float temperature,
+                                                const float* gradient, float scale, float common, float* exps) {
+  if (temperature == 1) {
+    return softmax_backward_body(task, classes, 1.0f, gradient, scale, common, exps);
+  }
+  return softmax_backward_body(task, classes, temperature, gradient, scale, common, exps);
 }
 
-// Chunks [begin, end) of one problem. load_gradient(label, row) puts the incoming gradient of one class into `row`;
-// class_scales[label] w_b is what each of its samples multiplies it by. `grad_logits` is a contiguous B x K.
-template <typename T, typename LoadGradient>
-void backward_chunks(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const Chunk* begin,
-                     const Chunk* end, const double* class_scales, const LoadGradient& load_gradient, T* grad_logits) {
+FK_CLONES static ExpRow<double> softmax_backward(const RowTask<double>& task, int64_t classes, double temperature,
+                                                 const double* gradient, double scale, double common, double* exps) {
+  return softmax_backward_body(task, classes, temperature, gradient, scale, common, exps);
+}
+
+// The gradient by the logits of chunks [begin, end) of one problem, row by row. enter(label) is called before the first chunk
+// of a class; row(task, position) works on the sample at this position in the order. `grad_logits` is a contiguous B x K.
+template <typename T, typename Enter, typename Row>
+void backward_chunks(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const Chunk* begin, const Chunk* end,
+                     const Enter& enter, const Row& row, T* grad_logits) {
   using Real = Accumulator<T>;
-  ExpChunk<T> rows(logits);
-  std::vector<Real> gradient(rows.width());
-  std::vector<Real> scales(rows_per_chunk(logits.classes));
+  constexpr bool direct = std::is_same_v<T, Real>;
+  RowReader<T> reader(logits, 1);
+  std::vector<Real> wide(direct ? 0 : logits.classes);
+  const auto out_of = [&](int64_t sample) {
+    if constexpr (direct) {
+      return grad_logits + sample * logits.classes;
+    } else {
+      return wide.data();
+    }
+  };
   for (const Chunk* chunk = begin; chunk != end; ++chunk) {
     if (chunk == begin || chunk->label != chunk[-1].label) {
-      load_gradient(chunk->label, gradient.data());
+      enter(chunk->label);
     }
-    for (int64_t r = 0; r < chunk->rows; ++r) {
-      scales[r] = static_cast<Real>(order.weight[chunk->first + r] * class_scales[chunk->label]);
-    }
-    const int64_t* samples = &order.sample[chunk->first];
-    rows.compute(samples, chunk->rows);
-    softmax_backward(rows.exps(), rows.sums(), scales.data(), gradient.data(), chunk->rows, rows.width());
-    for (int64_t r = 0; r < chunk->rows; ++r) {
-      store_run(rows.exps() + r * rows.width(), logits.classes, grad_logits + samples[r] * logits.classes);
+    for (int64_t position = chunk->first; position < chunk->first + chunk->rows; ++position) {
+      const int64_t sample = order.sample[position];
+      const int64_t next = order.sample[std::min<int64_t>(position + 1, order.sample.size() - 1)];
+      row(RowTask<Real>{reader(sample, 0), out_of(sample), reader.address(next), out_of(next)}, position);
+      if constexpr (!direct) {
+        store_run(wide.data(), logits.classes, grad_logits + sample * logits.classes);
+      }
     }
   }
+}
+
+// The backward of a confusion matrix: load_gradient(label, row) puts the incoming gradient of one class into `row`;
+// class_scales[label] w_b is what each of its samples multiplies it by.
+template <typename T, typename LoadGradient>
+void backward_confusion(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const Chunk* begin, const Chunk* end,
+                        const double* class_scales, const LoadGradient& load_gradient, T* grad_logits) {
+  using Real = Accumulator<T>;
+  std::vector<Real> gradient(padded(logits.classes));
+  std::vector<Real> exps(gradient.size());
+  double class_scale = 0;
+  const auto enter = [&](int64_t label) {
+    load_gradient(label, gradient.data());
+    class_scale = class_scales[label];
+  };
+  const auto row = [&](const RowTask<Real>& task, int64_t position) {
+    const Real scale = static_cast<Real>(order.weight[position] * class_scale);
+    softmax_backward(task, logits.classes, logits.temperature, gradient.data(), scale, Real(0), exps.data());
+  };
+  backward_chunks(logits, order, begin, end, enter, row, grad_logits);
 }
 
 // Exact zeros for the samples without a class, whatever their logits hold.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/class_order.h"
@@ -16,47 +17,86 @@
 
 namespace fairkernels {
 
-// NaN never becomes the maximum; it stays in its row and from there enters the sum.
+// The last logits of a row, which do not fill the lanes: only these are copied.
 template <typename Real>
-FK_INLINE Real maximum(const Real* row, int64_t width) {
-  Real top = -std::numeric_limits<Real>::infinity();
-  const int64_t n = width / kLanes * kLanes;
-#pragma omp simd reduction(max : top)
-  for (int64_t k = 0; k < n; ++k) {
-    top = row[k] > top ? row[k] : top;
-  }
-  return top;
-}
-
-// Replaces a row of logits by exp((z - max) / temperature) and returns the sum. The division comes after the
-// subtraction, where it is exact for the largest.
-template <typename Real>
-FK_INLINE Real exp_row(Real* row, int64_t width, Real temperature) {
-  Real top = maximum(row, width);
-  if (temperature != 1) {
+FK_INLINE void load_tail(const Real* tail, int64_t n, Real* lanes) {
 #pragma omp simd
-    for (int64_t k = 0; k < width; ++k) {
-      row[k] = (row[k] - top) / temperature;
-    }
-    top = 0;
+  for (int64_t j = 0; j < kLanes; ++j) {
+    lanes[j] = j < n ? tail[j] : -std::numeric_limits<Real>::infinity();
   }
-  const double sum = blocked_sum<Real>(width, [=](int64_t k) { return row[k] = exp_nonpositive(row[k] - top); });
-  return static_cast<Real>(sum);
 }
 
 template <typename Real>
-FK_INLINE void exp_rows_body(Real* rows, int64_t n_rows, int64_t width, Real temperature, Real* sums) {
-  for (int64_t r = 0; r < n_rows; ++r) {
-    sums[r] = exp_row(rows + r * width, width, temperature);
+FK_INLINE void store_tail(const Real* lanes, int64_t n, Real* tail) {
+#pragma omp simd
+  for (int64_t j = 0; j < kLanes; ++j) {
+    if (j < n) {
+      tail[j] = lanes[j];
+    }
   }
 }
 
-FK_CLONES static void exp_rows(float* rows, int64_t n_rows, int64_t width, float temperature, float* sums) {
-  exp_rows_body(rows, n_rows, width, temperature, sums);
+// exps_k = exp((z_k - max) / temperature), padded to whole lanes with zeros; the row `next` is fetched on the way. In the order
+// of the classes rows lie anywhere, which no hardware foresees: from main memory they would take twice the time. The division
+// comes after the subtraction, where it is exact for the largest. A NaN, whether or not it passes for the largest,
+// enters the sum.
+template <typename Real>
+FK_INLINE void exp_row(const Real* logits, const Real* next, int64_t classes, Real temperature, Real* exps, Real& top,
+                       Real& sum) {
+  const int64_t whole = classes / kLanes * kLanes;
+  const bool ragged = whole != classes;
+  Real highest[kLanes];
+  Real tail[kLanes];
+  load_tail(logits + whole, classes - whole, highest);
+  std::copy_n(highest, kLanes, tail);
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    see_lanes(logits + k, highest);
+  }
+  const Real shift = max_lanes(highest);
+  const auto shifted = [=](Real logit) { return temperature == 1 ? logit - shift : (logit - shift) / temperature; };
+  double total = 0;
+  for (int64_t first = 0; first < whole; first += kBlock) {
+    const int64_t end = whole - first < kBlock ? whole : first + kBlock;
+    Real sums[kLanes] = {};
+    for (int64_t k = first; k < end; k += kLanes) {
+      FK_PREFETCH(next + k);
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        sums[j] += exps[k + j] = exp_nonpositive(shifted(logits[k + j]));
+      }
+    }
+    total += add_lanes(sums);
+  }
+  if (ragged) {
+    total += lane_sum<Real>(kLanes, [&](int64_t j) { return exps[whole + j] = exp_nonpositive(shifted(tail[j])); });
+  }
+  top = shift;
+  sum = static_cast<Real>(total);
 }
 
-FK_CLONES static void exp_rows(double* rows, int64_t n_rows, int64_t width, double temperature, double* sums) {
-  exp_rows_body(rows, n_rows, width, temperature, sums);
+// `logits` holds one row more than `n_rows`: the one that comes next.
+template <typename Real>
+FK_INLINE void exp_rows_body(const Real* const* logits, int64_t n_rows, int64_t classes, Real temperature, Real* exps, Real* tops,
+                             Real* sums) {
+  if (temperature == 1) {
+    for (int64_t r = 0; r < n_rows; ++r) {
+      exp_row(logits[r], logits[r + 1], classes, Real(1), exps + r * padded(classes), tops[r], sums[r]);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < n_rows; ++r) {
+    exp_row(logits[r], logits[r + 1], classes, temperature, exps + r * padded(classes), tops[r], sums[r]);
+  }
+}
+
+FK_CLONES static void exp_rows(const float* const* logits, int64_t n_rows, int64_t classes, float temperature, float* exps,
+                               float* tops, float* sums) {
+  exp_rows_body(logits, n_rows, classes, temperature, exps, tops, sums);
+}
+
+FK_CLONES static void exp_rows(const double* const* logits, int64_t n_rows, int64_t classes, double temperature, double* exps,
+                               double* tops, double* sums) {
+  exp_rows_body(logits, n_rows, classes, temperature, exps, tops, sums);
 }
 
 // The logits of one problem.
@@ -69,6 +109,51 @@ struct Logits {
   Accumulator<T> temperature;
 };
 
+// A row of logits and its exponentials, padded with zeros: exps = exp((logits - top) / temperature), p = exps / sum.
+template <typename Real>
+struct ExpRow {
+  const Real* logits;
+  const Real* exps;
+  Real top;
+  Real sum;
+};
+
+// Rows of logits one after the other in memory and in the type of the sums: read where they lie if they do so already, else
+// copied, each into its own slot.
+template <typename T>
+class RowReader {
+ public:
+  using Real = Accumulator<T>;
+
+  RowReader(const Logits<T>& logits, int64_t slots) : logits_(logits), copies_(copied() ? slots * logits.classes : 0) {}
+
+  const Real* operator()(int64_t sample, int64_t slot) {
+    const T* row = logits_.data + sample * logits_.row_stride;
+    if constexpr (std::is_same_v<T, Real>) {
+      if (!copied()) {
+        return row;
+      }
+    }
+    Real* copy = copies_.data() + slot * logits_.classes;
+    load(row, logits_.column_stride, logits_.classes, copy);
+    return copy;
+  }
+
+  // Where a sample lies, to fetch it; of no use where it is to be copied.
+  const Real* address(int64_t sample) const {
+    if constexpr (std::is_same_v<T, Real>) {
+      return logits_.data + sample * logits_.row_stride;
+    }
+    return copies_.data();
+  }
+
+ private:
+  bool copied() const { return logits_.column_stride != 1 || !std::is_same_v<T, Real>; }
+
+  Logits<T> logits_;
+  std::vector<Real> copies_;
+};
+
 // One thread's exponentials of a chunk of samples: rows padded to whole lanes, zeros in the padding.
 template <typename T>
 class ExpChunk {
@@ -76,35 +161,34 @@ class ExpChunk {
   using Real = Accumulator<T>;
 
   explicit ExpChunk(const Logits<T>& logits)
-      : logits_(logits),
-        width_(padded(logits.classes)),
-        exps_(rows_per_chunk(logits.classes) * width_),
+      : classes_(logits.classes),
+        temperature_(logits.temperature),
+        reader_(logits, rows_per_chunk(logits.classes)),
+        rows_(rows_per_chunk(logits.classes) + 1),
+        exps_(rows_per_chunk(logits.classes) * padded(logits.classes)),
+        tops_(rows_per_chunk(logits.classes)),
         sums_(rows_per_chunk(logits.classes)) {}
 
-  void compute(const int64_t* samples, int64_t n_rows) {
-    load_logits(samples, n_rows);
-    exponentiate(n_rows);
-  }
-
-  // The two halves of it, for who needs the logits as well: they stand in the place of the exponentials.
-  void load_logits(const int64_t* samples, int64_t n_rows) {
+  // The samples in first[0] ... first[n_rows - 1], of a list that goes on to `last`.
+  void compute(const int64_t* first, int64_t n_rows, const int64_t* last) {
     for (int64_t r = 0; r < n_rows; ++r) {
-      Real* row = exps() + r * width_;
-      load(logits_.data + samples[r] * logits_.row_stride, logits_.column_stride, logits_.classes, row);
-      std::fill(row + logits_.classes, row + width_, -std::numeric_limits<Real>::infinity());
+      rows_[r] = reader_(first[r], r);
     }
+    rows_[n_rows] = first + n_rows < last ? reader_.address(first[n_rows]) : rows_[0];
+    exp_rows(rows_.data(), n_rows, classes_, temperature_, exps_.data(), tops_.data(), sums_.data());
   }
 
-  void exponentiate(int64_t n_rows) { exp_rows(exps(), n_rows, width_, logits_.temperature, sums_.data()); }
-
-  int64_t width() const { return width_; }
-  Real* exps() { return exps_.data(); }
-  const Real* sums() const { return sums_.data(); }
+  int64_t classes() const { return classes_; }
+  int64_t width() const { return padded(classes_); }
+  ExpRow<Real> row(int64_t r) const { return {rows_[r], exps_.data() + r * width(), tops_[r], sums_[r]}; }
 
  private:
-  Logits<T> logits_;
-  int64_t width_;
+  int64_t classes_;
+  Real temperature_;
+  RowReader<T> reader_;
+  std::vector<const Real*> rows_;
   std::vector<Real> exps_;
+  std::vector<Real> tops_;
   std::vector<Real> sums_;
 };
 

@@ -22,9 +22,9 @@ namespace fairkernels {
 
 enum class Surrogate { kl, kl_all, soft, gated };
 
-// ---- One sample: rows padded to whole lanes, with -inf among the logits and 0 among the exponentials
+// ---- One sample
 
-// gates_k = sigmoid(margin + z_k - z_y), 0 for the class itself.
+// gates_k = sigmoid(margin + z_k - z_y), 0 for the class itself and in the padding.
 template <typename Real>
 FK_INLINE void gate_row_body(const Real* logits, int64_t classes, int64_t label, Real margin, Real* gates) {
   const Real own = logits[label];
@@ -46,7 +46,8 @@ FK_CLONES static void gate_row(const double* logits, int64_t classes, int64_t la
   gate_row_body(logits, classes, label, margin, gates);
 }
 
-// hits_k = 1 where z_y <= margin + z_k or one of them is NaN, else 0; 0 for the class itself.
+// hits_k = 1 where z_y <= margin + z_k or one of them is NaN, else 0; 0 for the class itself and in the
+// padding.
 template <typename Real>
 FK_INLINE void hit_row_body(const Real* scores, int64_t classes, int64_t label, Real margin, Real* hits) {
   const Real own = scores[label];
@@ -83,29 +84,21 @@ FK_CLONES static void multiply_row(double* a, const double* b, int64_t width) {
   multiply_row_body(a, b, width);
 }
 
-// a_k *= factor
+// a_k += factor b_k
 template <typename Real>
-FK_INLINE void scale_in_place_body(Real* a, Real factor, int64_t width) {
+FK_INLINE void add_scaled_body(Real* a, Real factor, const Real* b, int64_t n) {
 #pragma omp simd
-  for (int64_t k = 0; k < width; ++k) {
-    a[k] *= factor;
+  for (int64_t k = 0; k < n; ++k) {
+    a[k] += factor * b[k];
   }
 }
 
-FK_CLONES static void scale_in_place(float* a, float factor, int64_t width) {
-  scale_in_place_body(a, factor, width);
+FK_CLONES static void add_scaled(float* a, float factor, const float* b, int64_t n) {
+  add_scaled_body(a, factor, b, n);
 }
 
-FK_CLONES static void scale_in_place(double* a, double factor, int64_t width) {
-  scale_in_place_body(a, factor, width);
-}
-
-FK_CLONES static double row_sum(const float* a, int64_t width) {
-  return blocked_sum<float>(width, [=](int64_t k) { return a[k]; });
-}
-
-FK_CLONES static double row_sum(const double* a, int64_t width) {
-  return blocked_sum<double>(width, [=](int64_t k) { return a[k]; });
+FK_CLONES static void add_scaled(double* a, double factor, const double* b, int64_t n) {
+  add_scaled_body(a, factor, b, n);
 }
 
 FK_CLONES static double row_dot(const float* a, const float* b, int64_t width) {
@@ -116,169 +109,208 @@ FK_CLONES static double row_dot(const double* a, const double* b, int64_t width)
   return blocked_sum<double>(width, [=](int64_t k) { return a[k] * b[k]; });
 }
 
-// The largest entry, or NaN if there is one.
+// The sum of all entries but one; `width` is a multiple of kLanes.
 template <typename Real>
-FK_INLINE Real top_or_nan(const Real* row, int64_t width) {
-  Real top = -std::numeric_limits<Real>::infinity();
-  Real unordered = 0;
-  const int64_t n = width / kLanes * kLanes;
-#pragma omp simd reduction(max : top) reduction(+ : unordered)
-  for (int64_t k = 0; k < n; ++k) {
-    top = row[k] > top ? row[k] : top;
-    unordered += row[k] == row[k] ? Real(0) : Real(1);
+FK_INLINE double sum_of_others_body(const Real* row, int64_t label, int64_t width) {
+  return blocked_sum<Real>(width, [=](int64_t k) { return k == label ? Real(0) : row[k]; });
+}
+
+FK_CLONES static double sum_of_others(const float* row, int64_t label, int64_t width) {
+  return sum_of_others_body(row, label, width);
+}
+
+FK_CLONES static double sum_of_others(const double* row, int64_t label, int64_t width) {
+  return sum_of_others_body(row, label, width);
+}
+
+// The largest entry but one, or NaN if there is one among them.
+template <typename Real>
+FK_INLINE Real largest_of_others_body(const Real* row, int64_t label, int64_t classes) {
+  const Real lowest = -std::numeric_limits<Real>::infinity();
+  Real top[kLanes];
+  Real unordered[kLanes] = {};
+  std::fill(top, top + kLanes, lowest);
+  for (int64_t first = 0; first < classes; first += kLanes) {
+    const int64_t n = classes - first < kLanes ? classes - first : kLanes;
+    Real others[kLanes];
+    load_tail(row + first, n, others);
+    if (label - first >= 0 && label - first < kLanes) {
+      others[label - first] = lowest;
+    }
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      unordered[j] += others[j] == others[j] ? Real(0) : Real(1);
+    }
+    see_lanes(others, top);
   }
-  return unordered > 0 ? std::numeric_limits<Real>::quiet_NaN() : top;
+  return add_lanes(unordered) > 0 ? std::numeric_limits<Real>::quiet_NaN() : max_lanes(top);
 }
 
-FK_CLONES static float largest(const float* row, int64_t width) {
-  return top_or_nan(row, width);
+FK_CLONES static float largest_of_others(const float* row, int64_t label, int64_t classes) {
+  return largest_of_others_body(row, label, classes);
 }
 
-FK_CLONES static double largest(const double* row, int64_t width) {
-  return top_or_nan(row, width);
+FK_CLONES static double largest_of_others(const double* row, int64_t label, int64_t classes) {
+  return largest_of_others_body(row, label, classes);
 }
 
-// The first place of a value, `width` if it has none: whole lanes at a time up to where it is.
+// The sum of all exponentials but that of one class: not by a difference where that is most of it.
 template <typename Real>
-FK_INLINE int64_t place_of_body(const Real* row, int64_t width, Real value) {
-  for (int64_t first = 0; first < width; first += kLanes) {
+double others_of(const ExpRow<Real>& row, int64_t label, int64_t classes) {
+  const double own = row.exps[label];
+  return own < 0.5 * row.sum ? row.sum - own : sum_of_others(row.exps, label, padded(classes));
+}
+
+// "kl-all": hits are the wrong classes whose probability is within the margin of the true one's. At margin 0 logits are
+// compared, whose order rounding does not change.
+template <typename Real>
+void find_hits(const ExpRow<Real>& row, int64_t classes, int64_t label, Real margin, Real* hits) {
+  if (margin == 0) {
+    hit_row(row.logits, classes, label, margin, hits);
+  } else {
+    hit_row(row.exps, classes, label, margin * row.sum, hits);
+  }
+}
+
+// -log p_y, finite where p_y underflows and exact where it is close to 1.
+template <typename Real>
+double charge_of(const ExpRow<Real>& row, int64_t classes, int64_t label) {
+  const double below = static_cast<double>(row.top) - row.logits[label];
+  return below + (below == 0 ? std::log1p(others_of(row, label, classes)) : std::log(static_cast<double>(row.sum)));
+}
+
+// out += slope (p - e_y) for p = exps / sum, whose exponentials but that of y add up to `others`.
+template <typename Real>
+void add_charge_gradient(const Real* exps, double sum, double others, double slope, int64_t classes, int64_t label, Real* out) {
+  const Real own = static_cast<Real>(out[label] - slope * (others / sum));
+  add_scaled(out, static_cast<Real>(slope / sum), exps, classes);
+  out[label] = own;
+}
+
+// The first place of a value from `first` on, `n` if there is none: whole lanes at a time up to where it is.
+template <typename Real>
+FK_INLINE int64_t place_of_body(const Real* row, int64_t first, int64_t n, Real value) {
+  for (; first + kLanes <= n; first += kLanes) {
     Real found = 0;
 #pragma omp simd reduction(+ : found)
     for (int j = 0; j < kLanes; ++j) {
       found += row[first + j] == value ? Real(1) : Real(0);
     }
     if (found > 0) {
-      return std::find(row + first, row + first + kLanes, value) - row;
+      break;
     }
   }
-  return width;
+  return std::find(row + first, row + n, value) - row;
 }
 
-FK_CLONES static int64_t place_of(const float* row, int64_t width, float value) {
-  return place_of_body(row, width, value);
+FK_CLONES static int64_t place_of(const float* row, int64_t first, int64_t n, float value) {
+  return place_of_body(row, first, n, value);
 }
 
-FK_CLONES static int64_t place_of(const double* row, int64_t width, double value) {
-  return place_of_body(row, width, value);
+FK_CLONES static int64_t place_of(const double* row, int64_t first, int64_t n, double value) {
+  return place_of_body(row, first, n, value);
 }
 
-// What -log p_y becomes in the row of logits' place, its exponentials, and what its gradient is made of.
-struct Charge {
-  double loss;        // -log p_y, finite where p_y underflows and exact where it is close to 1
-  double sum;         // p = exponentials / sum
-  double complement;  // 1 - p_y
-};
-
-// "kl-all": hits are the wrong classes whose probability is within the margin of the true one's. At margin 0 logits are
-// compared, whose order rounding does not change.
+// The first of the other classes with this logit; the class itself if there is none, the logit being NaN.
 template <typename Real>
-Charge charge_row(Real* row, int64_t classes, int64_t label, Real margin, Real* hits) {
-  const int64_t width = padded(classes);
-  const double below = static_cast<double>(largest(row, width)) - row[label];
-  if (margin == 0) {
-    hit_row(row, classes, label, margin, hits);
+int64_t strongest(const Real* logits, Real top, int64_t label, int64_t classes) {
+  int64_t found = place_of(logits, 0, classes, top);
+  if (found == label) {
+    found = place_of(logits, label + 1, classes, top);
   }
-  Real sum = 0;
-  exp_rows(row, 1, width, Real(1), &sum);
-  if (margin != 0) {
-    hit_row(row, classes, label, margin * sum, hits);
-  }
-  const Real own = row[label];
-  row[label] = 0;
-  const double others = row_sum(row, width);
-  row[label] = own;
-  return {below + (below == 0 ? std::log1p(others) : std::log(static_cast<double>(sum))), sum, others / sum};
+  return found < classes ? found : label;
 }
 
 // "kl": the strongest wrong class, the lowest index of several, and the charge under the logits raised by the margin where
 // they are wrong. -1 if the class is not within the margin; its own index if there is a NaN, and then so is the charge.
+// The exponentials, of the wrong classes, are relative to the strongest of them.
+template <typename Real>
 struct Rival {
   int64_t column;
-  Charge charge;
+  double charge;
+  const Real* exps;
+  double sum;
+  double others;
 };
 
 template <typename Real>
-Rival take_rival(Real* row, int64_t classes, int64_t label, Real margin) {
-  const int64_t width = padded(classes);
-  const Real own = row[label];
-  row[label] = -std::numeric_limits<Real>::infinity();
-  const Real top = largest(row, width);
-  if (own > margin + top) {
-    return {-1, {}};
-  }
-  const int64_t column = place_of(row, width, top);
-  Real others = 0;
-  exp_rows(row, 1, width, Real(1), &others);
-  const double ahead = static_cast<double>(top) - own + margin;  // >= 0, or NaN
+Rival<Real> rival_of(const Real* logits, Real top, const Real* exps, double others, int64_t classes, int64_t label, Real margin) {
+  const double ahead = static_cast<double>(top) - logits[label] + margin;  // >= 0, or NaN
   const double sum = others + std::exp(-ahead);
-  return {column < classes ? column : label, {ahead + std::log(sum), sum, others / sum}};
+  return {strongest(logits, top, label, classes), ahead + std::log(sum), exps, sum, others};
 }
 
-// The gradient of `slope` times a charge, in place of its row of exponentials: slope (p - e_y).
+// Takes exponentials, into `exps`, of a sample with an error only.
 template <typename Real>
-void charge_gradient(Real* row, int64_t width, int64_t label, const Charge& charge, double slope) {
-  scale_in_place(row, static_cast<Real>(slope / charge.sum), width);
-  row[label] = static_cast<Real>(-slope * charge.complement);
+Rival<Real> find_rival(const Real* logits, int64_t classes, int64_t label, Real margin, Real* exps) {
+  const Real top = largest_of_others(logits, label, classes);
+  if (logits[label] > margin + top) {
+    return {-1, 0, nullptr, 0, 0};
+  }
+  std::copy_n(logits, classes, exps);
+  exps[label] = -std::numeric_limits<Real>::infinity();
+  const Real* rows[2] = {exps, exps};
+  Real highest = 0;
+  Real others = 0;
+  exp_rows(rows, 1, classes, Real(1), exps, &highest, &others);
+  return rival_of(logits, top, exps, others, classes, label, margin);
+}
+
+// The same of a row that has exponentials: they will do where the strongest class is a wrong one.
+template <typename Real>
+Rival<Real> find_rival(const ExpRow<Real>& row, int64_t classes, int64_t label, Real margin, Real* exps) {
+  if (row.logits[label] < row.top && margin >= 0) {
+    return rival_of(row.logits, row.top, row.exps, others_of(row, label, classes), classes, label, margin);
+  }
+  return find_rival(row.logits, classes, label, margin, exps);
 }
 
 // ---- One class
 
 // One thread's rows of the matrix but for their factors, one class at a time; not of "kl".
-template <typename T>
+template <typename Real>
 class SurrogateSum {
  public:
-  using Real = Accumulator<T>;
-
-  SurrogateSum(const Logits<T>& logits, Surrogate surrogate, double margin)
+  SurrogateSum(Surrogate surrogate, double margin, int64_t classes)
       : surrogate_(surrogate),
         margin_(static_cast<Real>(margin)),
-        classes_(logits.classes),
-        chunk_(logits),
-        marks_(rows_per_chunk(logits.classes) * chunk_.width()),
-        factors_(rows_per_chunk(logits.classes)),
-        total_(chunk_.width()) {}
+        classes_(classes),
+        marks_(surrogate == Surrogate::soft ? 0 : rows_per_chunk(classes) * padded(classes)),
+        factors_(rows_per_chunk(classes)),
+        total_(padded(classes)) {}
 
-  const double* operator()(const ClassOrder<Real>& order, int64_t label) {
-    std::fill(total_.begin(), total_.end(), 0.0);
-    order.for_each_chunk(label, [&](Chunk chunk) {
-      chunk_.load_logits(&order.sample[chunk.first], chunk.rows);
-      add_rows(surrogate_ == Surrogate::kl_all ? charge(chunk) : spread(chunk), factors_.data(), chunk.rows, chunk_.width(),
-               total_.data());
-    });
+  void clear() { std::fill(total_.begin(), total_.end(), 0.0); }
+
+  template <typename T>
+  void add(const ExpChunk<T>& rows, const Chunk& chunk) {
+    const int64_t width = padded(classes_);
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      const ExpRow<Real> row = rows.row(r);
+      Real* marks = &marks_[r * width];
+      factors_[r] = 1 / row.sum;
+      if (surrogate_ == Surrogate::kl_all) {
+        find_hits(row, classes_, chunk.label, margin_, marks);
+        factors_[r] = static_cast<Real>(charge_of(row, classes_, chunk.label));
+      } else if (surrogate_ == Surrogate::gated) {
+        gate_row(row.logits, classes_, chunk.label, margin_, marks);
+        multiply_row(marks, row.exps, width);
+      }
+    }
+    const Real* terms = surrogate_ == Surrogate::soft ? rows.row(0).exps : marks_.data();
+    add_rows(terms, factors_.data(), chunk.rows, width, total_.data());
+  }
+
+  void take(int64_t label, double factor, Real* row) {
     total_[label] *= 0;  // but a NaN stays
-    return total_.data();
+    for (int64_t k = 0; k < classes_; ++k) {
+      row[k] = static_cast<Real>(total_[k] * factor);
+    }
   }
 
  private:
-  Real* marks(int64_t r) { return &marks_[r * chunk_.width()]; }
-  Real* row(int64_t r) { return chunk_.exps() + r * chunk_.width(); }
-
-  // Probabilities, gated or not, as exponentials and factors.
-  const Real* spread(const Chunk& chunk) {
-    const bool gated = surrogate_ == Surrogate::gated;
-    for (int64_t r = 0; r < chunk.rows && gated; ++r) {
-      gate_row(row(r), classes_, chunk.label, margin_, marks(r));
-    }
-    chunk_.exponentiate(chunk.rows);
-    for (int64_t r = 0; r < chunk.rows && gated; ++r) {
-      multiply_row(row(r), marks(r), chunk_.width());
-    }
-    std::transform(chunk_.sums(), chunk_.sums() + chunk.rows, factors_.begin(), [](Real sum) { return 1 / sum; });
-    return chunk_.exps();
-  }
-
-  // The classes within the margin as 0 and 1, and the losses as factors.
-  const Real* charge(const Chunk& chunk) {
-    for (int64_t r = 0; r < chunk.rows; ++r) {
-      factors_[r] = static_cast<Real>(charge_row(row(r), classes_, chunk.label, margin_, marks(r)).loss);
-    }
-    return marks_.data();
-  }
-
   Surrogate surrogate_;
   Real margin_;
   int64_t classes_;
-  ExpChunk<T> chunk_;
   std::vector<Real> marks_;
   std::vector<Real> factors_;
   std::vector<double> total_;
@@ -290,118 +322,97 @@ struct Entry {
   double value;
 };
 
-// One thread's.
-template <typename T>
+// One thread's, one class at a time.
+template <typename Real>
 class RivalSum {
  public:
-  using Real = Accumulator<T>;
+  RivalSum(double margin, int64_t classes) : classes_(classes), margin_(static_cast<Real>(margin)), exps_(padded(classes)) {}
 
-  RivalSum(const Logits<T>& logits, double margin) : classes_(logits.classes), margin_(static_cast<Real>(margin)), chunk_(logits) {}
+  void clear() { entries_.clear(); }
 
-  std::vector<Entry> operator()(const ClassOrder<Real>& order, int64_t label) {
-    std::vector<Entry> entries;
-    order.for_each_chunk(label, [&](Chunk chunk) {
-      chunk_.load_logits(&order.sample[chunk.first], chunk.rows);
-      for (int64_t r = 0; r < chunk.rows; ++r) {
-        const Rival rival = take_rival(chunk_.exps() + r * chunk_.width(), classes_, label, margin_);
-        if (rival.column >= 0) {
-          entries.push_back({rival.column, rival.charge.loss});
-        }
+  // `row` is an ExpRow, or logits alone.
+  template <typename Row>
+  void add(const Row& row, int64_t label) {
+    const Rival<Real> rival = find_rival(row, classes_, label, margin_, exps_.data());
+    if (rival.column >= 0) {
+      entries_.push_back({rival.column, rival.charge});
+    }
+  }
+
+  std::vector<Entry> take(double factor) {
+    std::stable_sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
+    std::vector<Entry> merged;
+    for (const Entry& entry : entries_) {
+      if (!merged.empty() && merged.back().column == entry.column) {
+        merged.back().value += factor * entry.value;
+      } else {
+        merged.push_back({entry.column, factor * entry.value});
       }
-    });
-    std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
-    return merged(entries);
+    }
+    return merged;
   }
 
  private:
-  static std::vector<Entry> merged(const std::vector<Entry>& entries) {
-    std::vector<Entry> result;
-    for (const Entry& entry : entries) {
-      if (!result.empty() && result.back().column == entry.column) {
-        result.back().value += entry.value;
-      } else {
-        result.push_back(entry);
-      }
-    }
-    return result;
-  }
-
   int64_t classes_;
   Real margin_;
-  ExpChunk<T> chunk_;
+  std::vector<Real> exps_;
+  std::vector<Entry> entries_;
 };
 
 // ---- Backward
 
-// One thread's gradients by the logits. `v` is the right singular vector, padded; slopes[label] is what its row of the matrix
-// is multiplied by, times the entry of the left vector and the incoming gradient.
-template <typename T>
+// One thread's. "soft" and "gated" are linear in the rates: their derivatives by these go through the softmax together with
+// those of other terms. "kl" and "kl-all" charge log-probabilities, whose gradients are added afterwards.
+template <typename Real>
 class SurrogateGradient {
  public:
-  using Real = Accumulator<T>;
-
-  SurrogateGradient(const Logits<T>& logits, Surrogate surrogate, double margin, const Real* v, const double* slopes)
+  // `v` is the right singular vector, padded.
+  SurrogateGradient(Surrogate surrogate, double margin, int64_t classes, const Real* v)
       : surrogate_(surrogate),
         margin_(static_cast<Real>(margin)),
-        classes_(logits.classes),
+        classes_(classes),
         v_(v),
-        slopes_(slopes),
-        chunk_(logits),
-        marks_(chunk_.width()) {}
+        marks_(padded(classes)),
+        exps_(padded(classes)) {}
 
-  void operator()(const Chunk& chunk, const int64_t* samples, T* grad_logits) {
-    chunk_.load_logits(samples, chunk.rows);
-    for (int64_t r = 0; r < chunk.rows; ++r) {
-      Real* row = chunk_.exps() + r * chunk_.width();
-      if (surrogate_ == Surrogate::kl) {
-        rival_gradient(row, chunk.label);
-      } else if (surrogate_ == Surrogate::kl_all) {
-        hits_gradient(row, chunk.label);
-      } else {
-        softmax_gradient(row, chunk.label);
-      }
-      store_run(row, classes_, grad_logits + samples[r] * classes_);
+  bool through_rates() const { return surrogate_ == Surrogate::soft || surrogate_ == Surrogate::gated; }
+
+  // Adds slope times the derivatives by a sample's rates; for "soft" they are the same for all of a class.
+  void add_by_rates(const Real* logits, int64_t label, Real slope, Real* gradient) {
+    const Real own = gradient[label];
+    if (surrogate_ == Surrogate::gated) {
+      gate_row(logits, classes_, label, margin_, marks_.data());
+      multiply_row(marks_.data(), v_, marks_.size());
+      add_scaled(gradient, slope, marks_.data(), classes_);
+    } else {
+      add_scaled(gradient, slope, v_, classes_);
     }
+    gradient[label] = own;
+  }
+
+  // Adds slope times the gradient by the logits, of "kl"; `row` is an ExpRow, or logits alone.
+  template <typename Row>
+  void add_by_rival(const Row& row, int64_t label, double slope, Real* out) {
+    const Rival<Real> rival = find_rival(row, classes_, label, margin_, exps_.data());
+    if (rival.column >= 0) {
+      add_charge_gradient(rival.exps, rival.sum, rival.others, slope * v_[rival.column], classes_, label, out);
+    }
+  }
+
+  // The same of "kl-all".
+  void add_by_hits(const ExpRow<Real>& row, int64_t label, double slope, Real* out) {
+    find_hits(row, classes_, label, margin_, marks_.data());
+    const double hit = row_dot(marks_.data(), v_, marks_.size());
+    add_charge_gradient(row.exps, row.sum, others_of(row, label, classes_), slope * hit, classes_, label, out);
   }
 
  private:
-  void rival_gradient(Real* row, int64_t label) {
-    const Rival rival = take_rival(row, classes_, label, margin_);
-    if (rival.column < 0) {
-      std::fill(row, row + classes_, Real(0));
-    } else {
-      charge_gradient(row, chunk_.width(), label, rival.charge, slopes_[label] * v_[rival.column]);
-    }
-  }
-
-  void hits_gradient(Real* row, int64_t label) {
-    const Charge charge = charge_row(row, classes_, label, margin_, marks_.data());
-    const double hit = row_dot(marks_.data(), v_, chunk_.width());
-    charge_gradient(row, chunk_.width(), label, charge, slopes_[label] * hit);
-  }
-
-  void softmax_gradient(Real* row, int64_t label) {
-    const int64_t width = chunk_.width();
-    if (surrogate_ == Surrogate::gated) {
-      gate_row(row, classes_, label, margin_, marks_.data());
-      multiply_row(marks_.data(), v_, width);
-    } else {
-      std::copy_n(v_, width, marks_.data());
-      marks_[label] = 0;
-    }
-    const Real slope = static_cast<Real>(slopes_[label]);
-    Real sum = 0;
-    exp_rows(row, 1, width, Real(1), &sum);
-    softmax_backward(row, &sum, &slope, marks_.data(), 1, width);
-  }
-
   Surrogate surrogate_;
   Real margin_;
   int64_t classes_;
   const Real* v_;
-  const double* slopes_;
-  ExpChunk<T> chunk_;
   std::vector<Real> marks_;
+  std::vector<Real> exps_;
 };
 
 }  // namespace fairkernels

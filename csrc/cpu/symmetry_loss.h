@@ -1,6 +1,6 @@
-// The symmetry gap of a batch straight from its logits (Sy-FAR, arXiv 2509.12939), without a K x K matrix: only the P
-// <= min(B, K) classes that occur have a row, and unless absent classes are charged only they have a column. Bound by
-// the exp of the B * K logits; the P * P pairs cost about 15 operations each. Memory: O(K) for each thread, and the
+// The symmetry gap of a batch straight from its logits (Sy-FAR, arXiv 2509.12939), without a K x K matrix: only the P <=
+// min(B, K) classes that occur have a row, and unless absent classes are charged only they have a column.
+// Bound by the exp of the B * K logits; the P * P pairs cost about 15 operations each. Memory: O(K) for each thread, and the
 // matrix of coefficients dL/dC, in which the rates are first summed and then replaced by what the backward needs.
 #pragma once
 
@@ -41,34 +41,43 @@ FK_CLONES static double absent_pairs(double* rates, const double* absent, int64_
   return absent_pairs_body(rates, absent, classes, eps, scale);
 }
 
-// The columns of the present classes of a row of all classes, and back.
-template <typename From, typename Real>
-void gather(const From* row, const std::vector<int64_t>& present, double factor, Real* compact) {
-  for (size_t j = 0; j < present.size(); ++j) {
-    compact[j] = static_cast<Real>(row[present[j]] * factor);
+// The columns of the present classes of a row of all classes, and back. Where all are present, rows are the same.
+template <typename Real>
+void gather(const Real* row, int64_t classes, const std::vector<int64_t>& present, Real* compact) {
+  const int64_t n = present.size();
+  if (n == classes) {
+    std::copy_n(row, n, compact);
+    return;
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    compact[j] = row[present[j]];
   }
 }
 
 template <typename Real>
-void scatter(const Real* compact, const std::vector<int64_t>& present, Real* row) {
-  for (size_t j = 0; j < present.size(); ++j) {
+void scatter(const Real* compact, const std::vector<int64_t>& present, int64_t classes, Real* row) {
+  const int64_t n = present.size();
+  if (n == classes) {
+    std::copy_n(compact, n, row);
+    return;
+  }
+  for (int64_t j = 0; j < n; ++j) {
     row[present[j]] = compact[j];
   }
 }
 
 // Rates of the present classes [begin, end), a row for each: among each other if `compact`, else towards every class.
 template <typename T>
-void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present,
-               bool compact, int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
-  ClassSum<T> class_sum(logits);
+void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present, bool compact,
+               int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
+  ConfusionRow<T> confusion_row(logits);
   for (int64_t i = begin; i < end; ++i) {
-    const double* total = class_sum(order, present[i]);
-    const double factor = inverse_count(order.count[present[i]]);
+    const Accumulator<T>* from = confusion_row(order, present[i], inverse_count(order.count[present[i]]));
     Accumulator<T>* row = rates.data + i * rates.row_stride;
     if (compact) {
-      gather(total, present, factor, row);
+      gather(from, order.classes, present, row);
     } else {
-      scale_row(total, factor, order.classes, row);
+      std::copy_n(from, order.classes, row);
     }
   }
 }

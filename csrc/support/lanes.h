@@ -29,6 +29,30 @@ FK_INLINE Real add_lanes(Real (&lane)[kLanes]) {
   return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
+template <typename Real>
+FK_INLINE void see_lanes(const Real* seen, Real (&lane)[kLanes]) {
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    lane[j] = seen[j] > lane[j] ? seen[j] : lane[j];
+  }
+}
+
+// The largest lane; NaN never is.
+template <typename Real>
+FK_INLINE Real max_lanes(Real (&lane)[kLanes]) {
+#pragma omp simd
+  for (int j = 0; j < 8; ++j) {
+    lane[j] = lane[j + 8] > lane[j] ? lane[j + 8] : lane[j];
+  }
+#pragma omp simd
+  for (int j = 0; j < 4; ++j) {
+    lane[j] = lane[j + 4] > lane[j] ? lane[j + 4] : lane[j];
+  }
+  const Real even = lane[2] > lane[0] ? lane[2] : lane[0];
+  const Real odd = lane[3] > lane[1] ? lane[3] : lane[1];
+  return odd > even ? odd : even;
+}
+
 // term(0) + ... + term(n - 1), n a multiple of kLanes.
 template <typename Real, typename Term>
 FK_INLINE Real lane_sum(int64_t n, const Term& term) {

@@ -13,6 +13,15 @@
 #define FK_INLINE inline __attribute__((always_inline))
 #endif
 
+// Asks for memory that is to be read, or written, soon.
+#if defined(__GNUC__)
+#define FK_PREFETCH(address) __builtin_prefetch(address, 0)
+#define FK_PREFETCH_TO_WRITE(address) __builtin_prefetch(address, 1)
+#else
+#define FK_PREFETCH(address) ((void)(address))
+#define FK_PREFETCH_TO_WRITE(address) ((void)(address))
+#endif
+
 // A function marked FK_CLONES is compiled once per instruction set and bound to the best one at load time; whatever it
 // calls must be FK_INLINE to be compiled along with it. The clones are plain functions: gcc 12 drops clones of
 // templates.

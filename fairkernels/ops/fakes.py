@@ -43,11 +43,32 @@ def spectral_loss(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return logits.new_empty(problems), vector, torch.empty_like(vector)
 
 
-def fair_cross_entropy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *problems, _batch, classes = logits.shape
-    size = classes if args[-1] else 0
+def fair_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    sym_weight: float,
+    spec_weight: float,
+    ce_weight: float,
+    reduction: str,
+    label_smoothing: float,
+    ignore_index: int,
+    eps: float,
+    absent: str,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    *problems, batch, classes = logits.shape
+    return_parts = rest[-1]
+    size = classes if return_parts else 0
+    rows = columns = 0
+    if sym_weight or return_parts:
+        rows = torch.sym_min(batch, classes)
+        columns = rows if absent == "ignore" else classes
     parts = [accumulator(logits, *problems) for _ in range(3)]
-    return logits.new_empty(problems), *parts, accumulator(logits, *problems, size, size)  # type: ignore[return-value]
+    confusion = accumulator(logits, *problems, size, size)
+    coefficients = accumulator(logits, *problems, rows, columns)
+    vectors = [accumulator(logits, *problems, classes) for _ in range(2)]
+    return logits.new_empty(problems), *parts, confusion, coefficients, *vectors
 
 
 def trades_kl(natural_logits: Tensor, adversarial_logits: Tensor, reduction: str) -> Tensor:

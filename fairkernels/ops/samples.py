@@ -258,6 +258,27 @@ def fair_cross_entropy(make: Maker) -> Iterator[Sample]:
     yield Sample("kl", batch, {"spec_weight": 0.5, "surrogate": "kl", "margin": 0.2})
     yield Sample("zero, mean", batch, {"absent": "zero", "sym_reduction": "mean", "eps": 0.25})
     yield Sample("parts", batch, {"spec_weight": 0.5, "return_parts": True})
+    yield Sample("parts, symmetry alone", batch, {"ce_weight": 0.0, "return_parts": True})
+    options: dict[str, Any]
+    problems = (make.normal(2, 9, 6), make.classes(2, 9, count=4))
+    for absent in ("ignore", "zero"):
+        for reduction in ("mean", "sum"):
+            options = {"absent": absent, "sym_reduction": reduction, "reduction": reduction}
+            yield Sample(f"{absent}, {reduction}", problems, options)
+            per_problem = {"weight": make.uniform(2, 6), "label_smoothing": 0.2, "ignore_index": 1}
+            yield Sample(f"{absent}, {reduction}, weights, smoothing", problems, {**options, **per_problem})
+        for surrogate, margin in (("soft", 0.0), ("gated", 0.5), ("kl", 0.4), ("kl-all", 0.1)):
+            smooth = surrogate in ("soft", "kl")  # as for the spectral loss
+            options = {"absent": absent, "spec_weight": 0.7, "surrogate": surrogate, "margin": margin}
+            yield Sample(f"{surrogate}, {absent}", problems, options, smooth)
+            options |= {"weight": make.uniform(6), "label_smoothing": 0.2, "reduction": "sum", "ignore_index": 2}
+            yield Sample(f"{surrogate}, {absent}, weights, smoothing, sum", problems, options, smooth)
+            options |= {"ce_weight": 0.0, "sym_weight": 0.0}
+            yield Sample(f"{surrogate} alone, {absent}", problems, options, smooth)
+    many = (make.normal(90, 45), make.classes(90, count=45))
+    for surrogate in ("soft", "gated", "kl", "kl-all"):
+        options = {"spec_weight": 0.3, "surrogate": surrogate, "return_parts": True}
+        yield Sample(f"{surrogate}: many classes, parts", many, options, smooth=surrogate in ("soft", "kl"))
 
 
 def attack_points(make: Maker, *shape: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -178,12 +178,14 @@ OPERATORS: dict[str, Operator] = {
             "float spec_weight, float ce_weight, str reduction, float label_smoothing, "
             "int ignore_index, float eps, str absent, str sym_reduction, "
             "str surrogate, float margin, bool return_parts",
-            results=("total", "cross_entropy", "symmetry", "spectral", "confusion"),
+            results=("total", "cross_entropy", "symmetry", "spectral", "confusion", "coefficients", "u", "v"),
             reference=fair_cross_entropy,
             fake=fakes.fair_cross_entropy,
             samples=samples.fair_cross_entropy,
             sized=samples.sized_batch,
             differentiable=1,
+            kernels=NATIVE,
+            accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
             name="pgd_step",

@@ -31,7 +31,7 @@ def fair_cross_entropy(
     entropy = batched_cross_entropy(logits, labels, weight, reduction, label_smoothing, ignore_index)
     nothing = entropy.new_zeros(entropy.shape)
     symmetry = spectral = nothing
-    total = ce_weight * entropy if ce_weight else nothing
+    total = ce_weight * entropy if ce_weight else torch.zeros_like(entropy)
 
     if sym_weight or return_parts:
         symmetry = symmetry_loss(logits, labels, None, eps, absent, sym_reduction, 1.0, ignore_index)

@@ -1,0 +1,111 @@
+"""Fair cross-entropy as one kernel: what it promises beyond its value."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import COMPILED, operator_call, reference, reference_gradient, samples
+from tolerance import assert_no_worse
+
+import fairkernels.functional as FK
+from fairkernels.ops.schema import OPERATORS
+
+pytestmark = pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
+
+WITHOUT_ITERATION = [s.name for s in samples("fair_cross_entropy") if not s.kwargs.get("spec_weight")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("label", WITHOUT_ITERATION)
+def test_cross_entropy_and_symmetry_are_no_less_accurate_than_plain_pytorch(label, dtype):
+    """The table's test allows for the spectral iteration; without it nothing is allowed for."""
+    s = next(s for s in samples("fair_cross_entropy", dtype) if s.name == label)
+    operator = OPERATORS["fair_cross_entropy"]
+    args = (*operator_call("fair_cross_entropy", s)[:-1], False)
+    leaf = args[0].detach().requires_grad_()
+
+    total = FK.fair_cross_entropy(leaf, *s.args[1:], **{**s.kwargs, "return_parts": False}, backend="native")
+    exact, plain = (reference(operator, args, wide)[0] for wide in (torch.float64, dtype))
+    assert_no_worse(total.detach(), plain, exact)
+
+    (grad,) = torch.autograd.grad(total.sum(), leaf)
+    exact, plain = (reference_gradient(operator, args, torch.ones_like(total), wide) for wide in (torch.float64, dtype))
+    assert_no_worse(grad, plain, exact, size=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_confident_and_far_off_logits(scale, smoothing):
+    """Offsets of the logits do not enter: log-sum-exp and the smoothed sum are taken from the row's largest."""
+    logits = scale * torch.randn(64, 40) + 1000 * torch.randn(64, 1)
+    labels = torch.where(torch.arange(64) % 4 > 0, logits.argmax(1), torch.arange(64) % 40)
+    options = {"label_smoothing": smoothing, "sym_weight": 0.0}
+    exact = torch.nn.functional.cross_entropy(logits.double(), labels, label_smoothing=smoothing)
+    plain = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert_no_worse(FK.fair_cross_entropy(logits, labels, **options, backend="native"), plain, exact, size=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("absent", ["ignore", "zero"])
+@pytest.mark.parametrize(
+    ("surrogate", "margin"), [("soft", 0.0), ("gated", 0.5), ("kl", 0.0), ("kl", 2.0), ("kl-all", 0.1)]
+)
+def test_one_call_is_the_sum_of_its_native_parts(surrogate, margin, absent, dtype):
+    logits = (2 * torch.randn(3, 50, 12, dtype=dtype)).requires_grad_()
+    labels = torch.randint(9, (3, 50))
+    labels[:, 4] = -100
+    spectral = {"surrogate": surrogate, "margin": margin}
+    total, parts = FK.fair_cross_entropy(
+        logits,
+        labels,
+        ce_weight=0.5,
+        sym_weight=2.0,
+        spec_weight=3.0,
+        absent=absent,
+        return_parts=True,
+        backend="native",
+        **spectral,
+    )
+    alone = (
+        torch.stack([torch.nn.functional.cross_entropy(z, y) for z, y in zip(logits, labels, strict=True)]),
+        FK.symmetry_loss(logits, labels, absent=absent, backend="native"),
+        FK.spectral_loss(logits, labels, backend="native", **spectral),
+    )
+    tolerance = {torch.float32: 2e-6, torch.float64: 1e-13}[dtype]
+    for part, other in zip(parts, alone, strict=False):
+        torch.testing.assert_close(part, other.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(parts.confusion, FK.soft_confusion(logits, labels, backend="native").detach())
+
+    expected = 0.5 * alone[0] + 2 * alone[1] + 3 * alone[2]
+    torch.testing.assert_close(total, expected, rtol=4 * tolerance, atol=4 * tolerance)
+    grads = [torch.autograd.grad(value.sum(), logits)[0] for value in (total, expected)]
+    torch.testing.assert_close(*grads, rtol=100 * tolerance, atol=tolerance)
+
+
+PEAK = """
+import resource, torch
+import fairkernels.functional as FK
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.set_num_threads(2)
+small = torch.randn(8, 30, requires_grad=True)
+FK.fair_cross_entropy(small, torch.arange(8), spec_weight=1.0, surrogate={surrogate!r}, backend="native").backward()
+logits, labels = torch.randn(256, 20000, requires_grad=True), torch.arange(256) * 78
+before = peak()
+FK.fair_cross_entropy(logits, labels, spec_weight={spec_weight}, surrogate={surrogate!r}, backend="native").backward()
+print((peak() - before) / logits.nbytes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "spec_weight", "matrices"),
+    [("soft", 0.0, 1), ("soft", 1.0, 2), ("gated", 1.0, 2), ("kl-all", 1.0, 2), ("kl", 1.0, 1)],
+)
+def test_memory(surrogate, spec_weight, matrices):
+    """The gradient and, with a dense surrogate, one matrix of the classes that occur; K x K is 78 times the logits."""
+    code = PEAK.format(surrogate=surrogate, spec_weight=spec_weight)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < matrices + 0.5
