@@ -21,6 +21,7 @@ from .reference.spectral_loss import spectral_loss
 from .reference.spectral_norm import spectral_norm
 from .reference.symmetry import symmetry_gap, symmetry_loss
 from .reference.trades_kl import trades_kl
+from .samples import Maker, Sample
 
 NAMESPACE = "fairkernels"
 
@@ -42,9 +43,11 @@ class Operator:
     """Plain PyTorch, called with every floating tensor in the accumulation dtype; it may leave out the results that
     only a backward kernel reads."""
     fake: Callable[..., Any]
-    samples: Callable[[samples.Maker], Iterable[samples.Sample]]
-    sized: Callable[[samples.Maker, int], samples.Sample]
+    samples: Callable[[Maker], Iterable[Sample]]
+    sized: Callable[[Maker, int], Sample]
     """A call of an ordinary kind at a given batch size (matrices: of that size)."""
+    cost: str
+    """Time and memory of one problem: of its kernels, where it has none of the reference."""
     differentiable: int = 0
     """How many leading arguments have a gradient."""
     batched: bool = True
@@ -117,6 +120,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.soft_confusion,
             samples=samples.soft_confusion,
             sized=samples.sized_batch,
+            cost="O(B·K + K²) time, O(B + K²) memory; backward O(B·K) both",
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -128,6 +132,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.per_matrix,
             samples=samples.symmetry_gap,
             sized=samples.sized_square,
+            cost="O(K²) time, O(K) memory; backward O(K²) both",
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -140,6 +145,8 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.symmetry_loss,
             samples=samples.symmetry_loss,
             sized=samples.sized_batch,
+            cost="O(B·K + P²) time, O(B + K + P²) memory, P = min(B, K), with absent='zero' P·K for P²; "
+            "backward O(B·K) both",
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -151,6 +158,8 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.spectral_norm,
             samples=samples.spectral_norm,
             sized=samples.sized_square,
+            cost="O(M·N) time a step or, where P = min(M, N) is short, O(P·M·N) once and O(P²) a step; "
+            "O(M·N) memory; backward O(M·N) both",
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -164,6 +173,8 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.spectral_loss,
             samples=samples.spectral_loss,
             sized=samples.sized_batch,
+            cost="O(B·K) time and O(P·K) a step, O(B + P·K) memory, P = min(B, K), with surrogate='kl' O(B) a "
+            "step, O(B + K) memory; backward O(B·K) both",
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -179,6 +190,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.fair_cross_entropy,
             samples=samples.fair_cross_entropy,
             sized=samples.sized_batch,
+            cost="O(B·K + K²) time, with a spectral term O(K³); O(B·K + K²) memory; backward the same",
             differentiable=1,
         ),
         Operator(
@@ -191,6 +203,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first,
             samples=samples.pgd_step,
             sized=samples.sized_step,
+            cost="3 reads and 1 write an element (norm='l2': 6 reads, in two passes); no memory beside the result",
             batched=False,
             writes_into=True,
             kernels=NATIVE,
@@ -204,6 +217,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first,
             samples=samples.random_start,
             sized=samples.sized_start,
+            cost="1 read and 1 write an element; no memory beside the result (norm='l2': one sample a thread)",
             batched=False,
             kernels=NATIVE,
         ),
@@ -215,6 +229,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.confusion_counts,
             samples=samples.confusion_counts,
             sized=samples.sized_hard_batch,
+            cost="O(B + K²) time, O(K²) memory",
             kernels=NATIVE,
         ),
         Operator(
@@ -225,6 +240,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.trades_kl,
             samples=samples.trades_kl,
             sized=samples.sized_two_batches,
+            cost="O(B·K) time and memory; backward the same",
             differentiable=2,
         ),
         Operator(
@@ -235,6 +251,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.same_class_mixup,
             samples=samples.same_class_mixup,
             sized=samples.sized_labelled_images,
+            cost="O(1) time and memory an element, O(B log B) time for the partners",
             batched=False,
         ),
         Operator(
@@ -245,6 +262,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first_contiguous,
             samples=samples.kl_dro_weights,
             sized=samples.sized_losses,
+            cost="O(K) time, 80 halvings of an interval; O(K) memory",
         ),
     )
 }
