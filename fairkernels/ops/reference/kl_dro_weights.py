@@ -7,7 +7,7 @@ HALVINGS = 80
 
 
 def kl_dro_weights(class_losses: Tensor, counts: Tensor | None, radius: float) -> Tensor:
-    r"""``max_p sum a p`` subject to ``KL(u || p) <= r`` has ``p_c ∝ u_c / (mu - a_c)``; bisection in ``ln(mu - max a)``."""
+    """``max_p sum a p`` subject to ``KL(u || p) <= r`` has ``p_c ∝ u_c / (mu - a_c)``: bisect ``ln(mu - max a)``."""
     present = torch.ones_like(class_losses, dtype=torch.bool) if counts is None else counts != 0
     share = present.double() / present.sum(-1, keepdim=True).clamp(min=1)  # u: the present classes alike
     losses = class_losses.double()
