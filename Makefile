@@ -1,6 +1,8 @@
 # make demo      the main job, on data that ships with scikit-learn
 # make test      the tests that take seconds each
 # make test-all  all tests
+# make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
+# make docs      docs/operators.md from the operator table and the docstrings
 # make lint      ruff, mypy, import-linter
 # Everything runs in .venv, which is made on first use; a changed kernel is rebuilt on the way.
 
@@ -12,7 +14,7 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 # One thread in each of a few processes is faster than many threads in one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all fuzz docs lint
 
 demo: .venv/.ready
 	$(BIN)/fairkernels demo
@@ -22,6 +24,12 @@ test: .venv/.ready
 
 test-all: .venv/.ready
 	$(PYTEST) tests
+
+fuzz: .venv/.ready
+	$(BIN)/python tests/fuzz/run.py --calls 20000
+
+docs: .venv/.ready
+	$(BIN)/python docs/generate.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ GPU nobody waits to look: the result is NaN).
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -44,15 +44,18 @@ __all__ = [
 Absent = Literal["ignore", "zero"]
 Normalize = Literal["true", "all"]
 Reduction = Literal["sum", "mean"]
+DivergenceReduction = Literal["batchmean", "sum", "none"]
 Surrogate = Literal["kl", "kl-all", "soft", "gated"]
 Method = Literal["locg", "power"]
 Norm = Literal["linf", "l2"]
 
-ABSENT = ("ignore", "zero")
-REDUCTIONS = ("sum", "mean")
-SURROGATES = ("kl", "kl-all", "soft", "gated")
-METHODS = ("locg", "power")
-NORMS = ("linf", "l2")
+ABSENT = get_args(Absent)
+NORMALIZATIONS = get_args(Normalize)
+REDUCTIONS = get_args(Reduction)
+DIVERGENCE_REDUCTIONS = get_args(DivergenceReduction)
+SURROGATES = get_args(Surrogate)
+METHODS = get_args(Method)
+NORMS = get_args(Norm)
 
 
 class FairCrossEntropyParts(NamedTuple):
@@ -106,7 +109,7 @@ def soft_confusion(
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
     labels, sample_weight = _batch(logits, labels, sample_weight, temperature, ignore_index)
-    check.option(normalize, "normalize", ("true", "all", None))
+    check.option(normalize, "normalize", (*NORMALIZATIONS, None))
     args = (logits, labels, sample_weight, normalize or "none", float(temperature), ignore_index)
     confusion, counts = run("soft_confusion", *args, backend=backend)
     return (confusion, counts) if return_counts else confusion
@@ -247,6 +250,8 @@ def spectral_norm(
     backend: Backend | None = None,
 ) -> Any:
     r"""Largest singular value, with the gradient :math:`u v^T` and a finite second derivative at ties and at 0.
+
+    .. math:: \sigma(M) = \max_{\|v\| = 1} \|M v\|
 
     Equivalent to::
 
@@ -533,10 +538,12 @@ def trades_kl(
     natural_logits: Tensor,
     adversarial_logits: Tensor,
     *,
-    reduction: Literal["batchmean", "sum", "none"] = "batchmean",
+    reduction: DivergenceReduction = "batchmean",
     backend: Backend | None = None,
 ) -> Tensor:
     r"""The robust term of TRADES, :math:`\mathrm{KL}(p \| q)` (arXiv 1901.08573, Eq. 5), without its NaNs.
+
+    .. math:: \frac{1}{B} \sum_b \sum_j p_{bj} \log \frac{p_{bj}}{q_{bj}}
 
     With :math:`p = \mathrm{softmax}(z)` of the natural and :math:`q = \mathrm{softmax}(z')` of the adversarial logits;
     finite where a probability underflows, and accurate where p and q are close.
@@ -558,7 +565,7 @@ def trades_kl(
     """
     check.logits(natural_logits, "natural_logits")
     _like(adversarial_logits, "adversarial_logits", natural_logits, "natural_logits")
-    check.option(reduction, "reduction", ("batchmean", "sum", "none"))
+    check.option(reduction, "reduction", DIVERGENCE_REDUCTIONS)
     return run("trades_kl", natural_logits, adversarial_logits, reduction, backend=backend)[0]
 
 

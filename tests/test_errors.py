@@ -299,6 +299,8 @@ def test_the_native_library_checks_for_itself():
         )
     with pytest.raises(RuntimeError):
         ops._confusion_counts_native(Y, Y[:2], 4, -100)
+    with pytest.raises(RuntimeError, match="more than 2\\^63 elements"):
+        ops._confusion_counts_native(Y, Y, 2**62, -100)
     with pytest.raises(RuntimeError):
         ops._pgd_step_native(
             IMAGES,

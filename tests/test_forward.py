@@ -85,6 +85,16 @@ def test_stride_zero_gives_the_same(name, backend, label):
     torch.testing.assert_close(call(name, s, backend=backend), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize(("name", "backend", "label"), every_call(keep=lambda s: 0 in s.args[0].shape))
+def test_stride_zero_of_nothing_gives_the_same(name, backend, label):
+    def expanded(tensor):
+        return tensor.new_empty([min(size, 1) for size in tensor.shape]).expand(tensor.shape)
+
+    s = sample(name, label)
+    empty = replace_tensors(s, lambda t: t if t.numel() else expanded(t))
+    torch.testing.assert_close(call(name, empty, backend=backend), call(name, s, backend=backend), equal_nan=True)
+
+
 @pytest.mark.parametrize(("name", "backend", "label"), every_call())
 def test_inputs_and_global_generator_are_untouched(name, backend, label):
     s = sample(name, label)

@@ -125,7 +125,7 @@ template <typename T, typename Real>
 void load(const T* from, int64_t stride, int64_t n, Real* to) {
   if (stride == 1) {
     load_run(from, n, to);
-  } else if (stride == 0) {
+  } else if (stride == 0 && n > 0) {
     std::fill_n(to, n, static_cast<Real>(widen(*from)));
   } else {
     for (int64_t i = 0; i < n; ++i) {

@@ -45,8 +45,9 @@ class ImageWalk {
     require_dtype(tensor, dtype, "out");
     require_shape(tensor, shape_, "out");
     const Shape strides = strides_of(tensor);
+    const bool empty = tensor.numel() == 0;
     for (size_t d = 0; d < shape_.size(); ++d) {
-      require(shape_[d] <= 1 || strides[d] != 0, "out must not be expanded: its elements would share memory");
+      require(empty || shape_[d] == 1 || strides[d] != 0, "out must not be expanded: its elements would share memory");
     }
     return Sink(tensor.mutable_data_ptr(), dtype, walk(strides), sample_stride(strides));
   }

@@ -24,8 +24,10 @@
 
 // A function marked FK_CLONES is compiled once per instruction set and bound to the best one at load time; whatever it
 // calls must be FK_INLINE to be compiled along with it. The clones are plain functions: gcc 12 drops clones of
-// templates.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+// templates. No clones under AddressSanitizer: they are chosen at load time by code that it would instrument, before it
+// has started.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__CUDACC__) && !defined(__SANITIZE_ADDRESS__)
 #define FK_CLONES [[maybe_unused]] __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FK_CLONES [[maybe_unused]]

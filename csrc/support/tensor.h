@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -118,10 +119,16 @@ inline void require_dtype(const Tensor& tensor, Dtype dtype, const char* name) {
   require(dtype_of(tensor, name) == dtype, name, " has the wrong dtype");
 }
 
+// Of numbers that are not negative: sizes come from outside, and no tensor with a 0 among them is too large for torch.
+inline int64_t checked_product(int64_t a, int64_t b) {
+  require(a == 0 || b <= std::numeric_limits<int64_t>::max() / a, "more than 2^63 elements");
+  return a * b;
+}
+
 inline int64_t product(const Shape& shape) {
   int64_t numel = 1;
   for (int64_t size : shape) {
-    numel *= size;
+    numel = checked_product(numel, size);
   }
   return numel;
 }
@@ -138,7 +145,7 @@ inline Shape contiguous_strides(const Shape& shape) {
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= std::max<int64_t>(shape[i], 1);
+    stride = checked_product(stride, std::max<int64_t>(shape[i], 1));
   }
   return strides;
 }

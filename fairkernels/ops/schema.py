@@ -46,6 +46,8 @@ class Operator:
     samples: Callable[[Maker], Iterable[Sample]]
     sized: Callable[[Maker, int], Sample]
     """A call of an ordinary kind at a given batch size (matrices: of that size)."""
+    cost: str
+    """Time and memory of one problem: of its kernels, where it has none of the reference."""
     differentiable: int = 0
     """How many leading arguments have a gradient."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -121,6 +123,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.soft_confusion,
             samples=samples.soft_confusion,
             sized=samples.sized_batch,
+            cost="O(B·K + K²) time, O(B + K²) memory; backward O(B·K) both",
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -132,6 +135,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.per_matrix,
             samples=samples.symmetry_gap,
             sized=samples.sized_square,
+            cost="O(K²) time, O(K) memory; backward O(K²) both",
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -144,6 +148,8 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.symmetry_loss,
             samples=samples.symmetry_loss,
             sized=samples.sized_batch,
+            cost="O(B·K + P²) time, O(B + K + P²) memory, P = min(B, K), with absent='zero' P·K for P²; "
+            "backward O(B·K) both",
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -155,6 +161,8 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.spectral_norm,
             samples=samples.spectral_norm,
             sized=samples.sized_square,
+            cost="O(M·N) time a step or, where P = min(M, N) is short, O(P·M·N) once and O(P²) a step; "
+            "O(M·N) memory; backward O(M·N) both",
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -168,6 +176,8 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.spectral_loss,
             samples=samples.spectral_loss,
             sized=samples.sized_batch,
+            cost="O(B·K) time and O(P·K) a step, O(B + P·K) memory, P = min(B, K), with surrogate='kl' O(B) a "
+            "step, O(B + K) memory; backward O(B·K) both",
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -183,6 +193,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.fair_cross_entropy,
             samples=samples.fair_cross_entropy,
             sized=samples.sized_batch,
+            cost="O(B·K + K²) time, with a spectral term O(K³); O(B·K + K²) memory; backward the same",
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -197,6 +208,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first,
             samples=samples.pgd_step,
             sized=samples.sized_step,
+            cost="3 reads and 1 write an element (norm='l2': 6 reads, in two passes); no memory beside the result",
             batched=False,
             writes_into=True,
             kernels=NATIVE,
@@ -210,6 +222,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first,
             samples=samples.random_start,
             sized=samples.sized_start,
+            cost="1 read and 1 write an element; no memory beside the result (norm='l2': one sample a thread)",
             batched=False,
             kernels=NATIVE,
         ),
@@ -222,6 +235,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.confusion_counts,
             dtypes=(torch.int64,),
             sized=samples.sized_hard_batch,
+            cost="O(B + K²) time, O(K²) memory",
             kernels=NATIVE,
         ),
         Operator(
@@ -232,6 +246,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.trades_kl,
             samples=samples.trades_kl,
             sized=samples.sized_two_batches,
+            cost="O(B·K) time and memory; backward the same",
             differentiable=2,
         ),
         Operator(
@@ -242,6 +257,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.same_class_mixup,
             samples=samples.same_class_mixup,
             sized=samples.sized_labelled_images,
+            cost="O(1) time and memory an element, O(B log B) time for the partners",
             batched=False,
         ),
         Operator(
@@ -252,6 +268,7 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.like_first_contiguous,
             samples=samples.kl_dro_weights,
             sized=samples.sized_losses,
+            cost="O(K) time, 80 halvings of an interval; O(K) memory",
         ),
     )
 }
