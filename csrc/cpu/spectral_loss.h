@@ -286,7 +286,7 @@ class SurrogateSum {
     const int64_t width = padded(classes_);
     for (int64_t r = 0; r < chunk.rows; ++r) {
       const ExpRow<Real> row = rows.row(r);
-      Real* marks = &marks_[r * width];
+      Real* marks = marks_.data() + r * width;
       factors_[r] = 1 / row.sum;
       if (surrogate_ == Surrogate::kl_all) {
         find_hits(row, classes_, chunk.label, margin_, marks);

@@ -48,11 +48,11 @@ double charge_all(const Matrix<Real>& matrix, const std::vector<int64_t>& presen
   }
   const double with_absent = parallel_sum(n, classes, [&](int64_t i) {
     Real* row = matrix.data + i * matrix.row_stride;
-    gather(row, classes, present, &square[i * n]);
+    gather(row, classes, present, square.data() + i * n);
     return absent_pairs(row, absent.data(), classes, eps, scale);
   });
   const double among_present = charge_present(Matrix<Real>{square.data(), n, 1}, n, eps, scale);
-  parallel_each(n, n, [&](int64_t i) { scatter(&square[i * n], present, classes, matrix.data + i * matrix.row_stride); });
+  parallel_each(n, n, [&](int64_t i) { scatter(square.data() + i * n, present, classes, matrix.data + i * matrix.row_stride); });
   return with_absent + among_present;
 }
 
