@@ -29,8 +29,7 @@ def fair_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits = without_ignored(logits, labels, ignore_index)
     entropy = batched_cross_entropy(logits, labels, weight, reduction, label_smoothing, ignore_index)
-    nothing = entropy.new_zeros(entropy.shape)
-    symmetry = spectral = nothing
+    symmetry, spectral = torch.zeros_like(entropy), torch.zeros_like(entropy)  # results must not share memory
     total = ce_weight * entropy if ce_weight else torch.zeros_like(entropy)
 
     if sym_weight or return_parts:
