@@ -1,14 +1,15 @@
 """What every test gets: memory that is NaN until it is written, the backends of this build, calls from the table."""
 
 import ctypes
+import os
+
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # it would serve graphs of an operator's old schema
 
 import pytest
 import torch
 from cases import BACKENDS
 
-NAN_BYTES = (
-    0x100  # glibc fills fresh memory with (value ^ 0xff): 0xff bytes are NaN in every floating dtype, -1 in int64
-)
+NAN_BYTES = 0x100  # glibc fills fresh memory with (value ^ 0xff): bytes that are NaN in every floating dtype
 M_PERTURB = -6
 
 
