@@ -146,6 +146,21 @@ def test_a_warm_start_saves_steps():
     assert (warm - exact).abs() < (cold - exact).abs()
 
 
+@pytest.mark.parametrize("method", ["locg", "power"])
+def test_it_stops_at_the_tolerance(method):
+    """Steps that change nothing would not show in σ, only in the time."""
+    matrix = FAMILIES["softmax"](100)
+
+    def vector(tol, iters):
+        return FK.spectral_norm(matrix, method=method, tol=tol, iters=iters, return_vectors=True, backend="native")[2]
+
+    def steps(tol):
+        stopped = vector(tol, 1000)
+        return next(n for n in range(1, 1000) if torch.equal(vector(tol, n), stopped))
+
+    assert 0 < steps(1e-3) < steps(1e-5) < steps(1e-10) < 100
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_gives_nan(value):
     for shape in ((4, 4), (3, 200), (200, 3)):
