@@ -52,12 +52,12 @@ template <typename T>
 void dense_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
                 const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
                 PackedMatrix<Accumulator<T>>& matrix) {
-  ExpChunk<T> rows(logits);
-  SurrogateSum<Accumulator<T>> sum(arguments.surrogate, arguments.margin, logits.classes);
+  ExpChunk<T> rows(logits, order.most_rows);
+  SurrogateSum<Accumulator<T>> sum(arguments.surrogate, arguments.margin, logits.classes, order.most_rows);
   for (int64_t i = begin; i < end; ++i) {
     sum.clear();
     order.for_each_chunk(present[i], [&](Chunk chunk) {
-      rows.compute(&order.sample[chunk.first], chunk.rows, order.sample.data() + order.sample.size());
+      rows.compute(order, chunk);
       sum.add(rows, chunk);
     });
     sum.take(present[i], factors[present[i]], matrix.row(i));
@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& logits, const Tensor& l
                                            const OptionalTensor& start, StringHandle surrogate, double margin,
                                            int64_t ignore_index, StringHandle method, std::optional<int64_t> iters,
                                            std::optional<double> tol) {
-  const Surrogate kind = take_surrogate(surrogate);
+  const Surrogate kind = surrogate_named(take_string(surrogate));
   const IterationOptions options = take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
   const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
   const ConfusionArguments& batch = arguments.batch;
@@ -168,7 +168,7 @@ void backward_problem(const LossArguments& arguments, int64_t problem, double gr
 Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& class_weight,
                 const OptionalTensor& start, StringHandle surrogate, double margin, int64_t ignore_index, StringHandle method,
                 std::optional<int64_t> iters, std::optional<double> tol, const Tensor& u, const Tensor& v) {
-  const Surrogate kind = take_surrogate(surrogate);
+  const Surrogate kind = surrogate_named(take_string(surrogate));
   take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
   const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
   const ConfusionArguments& batch = arguments.batch;

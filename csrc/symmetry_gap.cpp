@@ -92,7 +92,7 @@ double forward_problem(const GapArguments& arguments, int64_t problem) {
   using Real = Accumulator<T>;
   const auto rates = arguments.rates<T>(problem);
   const auto active = arguments.active<T>(problem);
-  const Real eps = static_cast<Real>(arguments.eps);
+  const Real eps = least_eps<Real>(arguments.eps);
   const double total = parallel_sum(tile_rows(arguments.classes), arguments.classes * kTile, [&](int64_t row) {
     return tile_row_penalty(rates, arguments.classes, active.data(), eps, row);
   });
@@ -119,7 +119,7 @@ void backward_problem(const GapArguments& arguments, int64_t problem, double gra
   const auto rates = arguments.rates<T>(problem);
   const auto active = arguments.active<T>(problem);
   const Matrix<T> slopes{grad_confusion, arguments.classes, 1};
-  const Real eps = static_cast<Real>(arguments.eps);
+  const Real eps = least_eps<Real>(arguments.eps);
   const Real scale = static_cast<Real>(grad * reduction_scale(arguments, active));
   parallel_each(tile_rows(arguments.classes), arguments.classes * kTile, [&](int64_t row) {
     tile_row_slopes(rates, arguments.classes, active.data(), eps, scale, row, slopes);

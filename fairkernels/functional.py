@@ -386,26 +386,13 @@ def fair_cross_entropy(
     if isinstance(labels, Tensor) and labels.is_floating_point():
         raise TypeError(f"labels must hold class indices; class probabilities ({labels.dtype}) are not supported")
     labels = check.class_labels(labels, "labels", logits)
-    for name, value in (("sym_weight", sym_weight), ("spec_weight", spec_weight), ("ce_weight", ce_weight)):
-        check.number(value, name)
-    check.option(reduction, "reduction", REDUCTIONS)
-    check.non_negative(label_smoothing, "label_smoothing")
-    if label_smoothing > 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    check.integer(ignore_index, "ignore_index")
-    _symmetry_options(eps, absent, sym_reduction, "sym_reduction")
-    check.option(surrogate, "surrogate", SURROGATES)
-    check.number(margin, "margin")
-    per_class = (*logits.shape[:-2], logits.shape[-1])
     if weight is not None:
-        weight = check.side_values(weight, "weight", per_class, logits, "logits")
-    total, *parts = run(
-        "fair_cross_entropy",
-        *(logits, labels, weight, float(sym_weight), float(spec_weight), float(ce_weight), reduction),
-        *(float(label_smoothing), ignore_index, float(eps), absent, sym_reduction, surrogate, float(margin)),
-        return_parts,
-        backend=backend,
+        weight = check.side_values(weight, "weight", (*logits.shape[:-2], logits.shape[-1]), logits, "logits")
+    options = _fair_options(
+        *(sym_weight, spec_weight, ce_weight, reduction, label_smoothing, ignore_index),
+        *(eps, absent, sym_reduction, surrogate, margin, return_parts),
     )
+    total, *parts = run("fair_cross_entropy", logits, labels, weight, *options, backend=backend)
     return (total, FairCrossEntropyParts(*(part.to(logits.dtype) for part in parts[:4]))) if return_parts else total
 
 
@@ -665,6 +652,36 @@ def _symmetry_options(eps: float, absent: str, reduction: str, reduction_name: s
     check.non_negative(eps, "eps")
     check.option(absent, "absent", ABSENT)
     check.option(reduction, reduction_name, REDUCTIONS)
+
+
+@check.once
+def _fair_options(
+    sym_weight: float,
+    spec_weight: float,
+    ce_weight: float,
+    reduction: str,
+    label_smoothing: float,
+    ignore_index: int,
+    eps: float,
+    absent: str,
+    sym_reduction: str,
+    surrogate: str,
+    margin: float,
+    return_parts: bool,
+) -> tuple[Any, ...]:
+    for name, value in (("sym_weight", sym_weight), ("spec_weight", spec_weight), ("ce_weight", ce_weight)):
+        check.number(value, name)
+    check.option(reduction, "reduction", REDUCTIONS)
+    check.non_negative(label_smoothing, "label_smoothing")
+    if label_smoothing > 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    check.integer(ignore_index, "ignore_index")
+    _symmetry_options(eps, absent, sym_reduction, "sym_reduction")
+    check.option(surrogate, "surrogate", SURROGATES)
+    check.number(margin, "margin")
+    weights = (float(sym_weight), float(spec_weight), float(ce_weight))
+    smoothing, epsilon, width = float(label_smoothing), float(eps), float(margin)
+    return *weights, reduction, smoothing, ignore_index, epsilon, absent, sym_reduction, surrogate, width, return_parts
 
 
 def _spectral_options(

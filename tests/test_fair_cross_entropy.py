@@ -109,3 +109,18 @@ def test_memory(surrogate, spec_weight, matrices):
     code = PEAK.format(surrogate=surrogate, spec_weight=spec_weight)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(run.stdout) < matrices + 0.5
+
+
+def test_the_gradient_that_came_with_the_value_can_be_asked_for_again():
+    """Whatever was done to it in between, and whatever it is multiplied with."""
+    logits, labels = torch.randn(8, 5, requires_grad=True), torch.arange(8) % 5
+    loss = FK.fair_cross_entropy(logits, labels)
+    expected = torch.autograd.grad(FK.fair_cross_entropy(logits, labels, backend="reference"), logits)[0]
+    for factor in (1.0, 3.0, 1.0):
+        (grad,) = torch.autograd.grad(loss, logits, torch.tensor(factor), retain_graph=True)
+        torch.testing.assert_close(grad, factor * expected)
+        grad.zero_()
+    (grad,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(grad, expected)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, logits)

@@ -38,6 +38,7 @@ struct ClassOrder {
   std::vector<int64_t> sample;  // position -> sample
   std::vector<Real> weight;     // position -> weight of the sample
   std::vector<double> count;    // class -> sum of its weights
+  int64_t most_rows = 0;        // of a chunk
 
   // `weights` may be null: all ones.
   ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index)
@@ -50,7 +51,9 @@ struct ClassOrder {
       for (int64_t at = start[label]; at < start[label + 1]; ++at) {
         count[label] += weight[at];
       }
+      most_rows = std::max(most_rows, start[label + 1] - start[label]);
     }
+    most_rows = std::min(most_rows, rows_per_chunk(classes));
   }
 
   bool present(int64_t label) const { return count[label] != 0; }  // also if it is NaN
@@ -64,7 +67,7 @@ struct ClassOrder {
     }
   }
 
-  int64_t elements_per_chunk() const { return classes * std::min<int64_t>(rows_per_chunk(classes), sample.size()); }
+  int64_t elements_per_chunk() const { return classes * most_rows; }
 
   std::vector<Chunk> chunks() const {
     std::vector<Chunk> all;

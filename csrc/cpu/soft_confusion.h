@@ -87,8 +87,8 @@ class ConfusionRow {
  public:
   using Real = Accumulator<T>;
 
-  explicit ConfusionRow(const Logits<T>& logits)
-      : rows_(logits), factors_(rows_per_chunk(logits.classes)), total_(rows_.width()), row_(rows_.width()) {}
+  ConfusionRow(const Logits<T>& logits, int64_t most_rows)
+      : rows_(logits, most_rows), factors_(most_rows), total_(rows_.width()), row_(rows_.width()) {}
 
   const Real* operator()(const ClassOrder<Real>& order, int64_t label, double factor) {
     return (*this)(order, label, factor, [](const ExpChunk<T>&, Chunk) {});
@@ -102,7 +102,7 @@ class ConfusionRow {
       std::fill(total_.begin(), total_.end(), 0.0);
     }
     order.for_each_chunk(label, [&](Chunk chunk) {
-      rows_.compute(&order.sample[chunk.first], chunk.rows, order.sample.data() + order.sample.size());
+      rows_.compute(order, chunk);
       for (int64_t r = 0; r < chunk.rows; ++r) {
         factors_[r] = static_cast<Real>(factor * order.weight[chunk.first + r] / rows_.row(r).sum);
       }
@@ -131,7 +131,7 @@ template <typename T>
 void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const double* factors, int64_t begin,
                     int64_t end, T* confusion) {
   const int64_t classes = logits.classes;
-  ConfusionRow<T> confusion_row(logits);
+  ConfusionRow<T> confusion_row(logits, order.most_rows);
   for (int64_t label = begin; label < end; ++label) {
     T* row = confusion + label * classes;
     const bool weightless = factors[label] == 0;  // whatever its samples hold
@@ -226,28 +226,28 @@ FK_INLINE Moments<Real> exp_moments(const RowTask<Real>& task, const Real* gradi
   return {static_cast<Real>(sum), static_cast<Real>(product)};
 }
 
-// scale p_k (g_k - sum_j g_j p_j) + common p_k.
+// scale p_k (g_k - sum_j g_j p_j) + common p_k. The last exponentials, which do not fill the lanes, are in `tail`; `out` may
+// be `exps`.
 template <typename Real>
-FK_INLINE void slopes(const Real* exps, const Real* gradient, int64_t classes, Top<Real> top, Moments<Real> moments, Real scale,
-                           Real common, Real* out) {
+FK_INLINE void slopes(const Real* exps, const Real* tail, const Real* gradient, int64_t classes, Real shift,
+                      Moments<Real> moments, Real scale, Real common, Real* out) {
   const int64_t whole = classes / kLanes * kLanes;
   const Real inverse = 1 / moments.sum;
   const Real mean = moments.product * inverse;
   const Real factor = scale * inverse;
   const Real offset = common * inverse;
-  const Real shift = top.gradient;
-  const auto slope = [=](int64_t k) { return exps[k] * (factor * ((gradient[k] - shift) - mean) + offset); };
+  const auto slope = [=](Real e, Real g) { return e * (factor * ((g - shift) - mean) + offset); };
 #pragma omp simd
   for (int64_t k = 0; k < whole; ++k) {
-    out[k] = slope(k);
+    out[k] = slope(exps[k], gradient[k]);
   }
   if (whole != classes) {
-    Real tail[kLanes];
+    Real last[kLanes];
 #pragma omp simd
     for (int64_t j = 0; j < kLanes; ++j) {
-      tail[j] = slope(whole + j);
+      last[j] = slope(tail[j], gradient[whole + j]);
     }
-    store_tail(tail, classes - whole, out + whole);
+    store_tail(last, classes - whole, out + whole);
   }
 }
 
@@ -259,7 +259,7 @@ FK_INLINE ExpRow<Real> softmax_backward_body(const RowTask<Real>& task, int64_t 
                                              Real scale, Real common, Real* exps) {
   const Top<Real> top = find_top(task.logits, gradient, classes);
   const Moments<Real> moments = exp_moments(task, gradient, classes, temperature, top, exps);
-  slopes(exps, gradient, classes, top, moments, scale, common, task.out);
+  slopes(exps, exps + classes / kLanes * kLanes, gradient, classes, top.gradient, moments, scale, common, task.out);
   return {task.logits, exps, top.logit, moments.sum};
 }
 
@@ -274,6 +274,82 @@ FK_CLONES static ExpRow<float> softmax_backward(const RowTask<float>& task, int6
 FK_CLONES static ExpRow<double> softmax_backward(const RowTask<double>& task, int64_t classes, double temperature,
                                                  const double* gradient, double scale, double common, double* exps) {
   return softmax_backward_body(task, classes, temperature, gradient, scale, common, exps);
+}
+
+// The gradient where an exponential is 1, that of the largest logit; of several such gradients the largest.
+template <typename Real>
+FK_INLINE void see_tops(const Real* exps, const Real* gradient, Real (&there)[kLanes]) {
+  Real seen[kLanes];
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    seen[j] = exps[j] == 1 ? gradient[j] : -std::numeric_limits<Real>::infinity();
+  }
+  see_lanes(seen, there);
+}
+
+template <typename Real>
+FK_INLINE Real gradient_at_top(const Real* exps, const Real* tail, const Real* gradient, int64_t whole) {
+  Real there[kLanes];
+  std::fill_n(there, kLanes, -std::numeric_limits<Real>::infinity());
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    see_tops(exps + k, gradient + k, there);
+  }
+  see_tops(tail, gradient + whole, there);
+  return max_lanes(there);
+}
+
+// Copies a row to where it is kept, and fetches where the next one goes.
+template <typename Real>
+FK_INLINE void copy_row_body(const Real* from, int64_t n, Real* to, const Real* next) {
+  for (int64_t k = 0; k < n; k += kLanes) {
+    FK_PREFETCH_TO_WRITE(next + k);
+  }
+#pragma omp simd
+  for (int64_t k = 0; k < n; ++k) {
+    to[k] = from[k];
+  }
+}
+
+FK_CLONES static void copy_row(const float* from, int64_t n, float* to, const float* next) {
+  copy_row_body(from, n, to, next);
+}
+
+FK_CLONES static void copy_row(const double* from, int64_t n, double* to, const double* next) {
+  copy_row_body(from, n, to, next);
+}
+
+// softmax_backward of a row whose exponentials and their sum are there already, and give way to it; the row `next` is fetched; `gradient` has room for
+// a tail. Where no class has more than half of the probability, or that class's gradient is 0 anyway, nothing is lost
+// without the shift.
+template <typename Real>
+FK_INLINE void exps_to_slopes_body(Real* exps, const Real* next, Real sum, int64_t classes, int64_t label, const Real* gradient, Real scale,
+                                   Real common) {
+  const int64_t whole = classes / kLanes * kLanes;
+  Real tail[kLanes];
+#pragma omp simd
+  for (int64_t j = 0; j < kLanes; ++j) {
+    tail[j] = j < classes - whole ? exps[whole + j] : Real(0);
+  }
+  const bool shifts = sum < 2 && !(exps[label] == 1 && gradient[label] == 0);
+  const Real shift = shifts ? gradient_at_top(exps, tail, gradient, whole) : Real(0);
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    FK_PREFETCH_TO_WRITE(next + k);
+  }
+  double product = blocked_sum<Real>(whole, [=](int64_t k) { return exps[k] * (gradient[k] - shift); });
+  if (whole != classes) {
+    product += lane_sum<Real>(kLanes, [&](int64_t j) { return tail[j] * (gradient[whole + j] - shift); });
+  }
+  slopes(exps, tail, gradient, classes, shift, {sum, static_cast<Real>(product)}, scale, common, exps);
+}
+
+FK_CLONES static void exps_to_slopes(float* exps, const float* next, float sum, int64_t classes, int64_t label, const float* gradient, float scale,
+                                     float common) {
+  exps_to_slopes_body(exps, next, sum, classes, label, gradient, scale, common);
+}
+
+FK_CLONES static void exps_to_slopes(double* exps, const double* next, double sum, int64_t classes, int64_t label, const double* gradient,
+                                     double scale, double common) {
+  exps_to_slopes_body(exps, next, sum, classes, label, gradient, scale, common);
 }
 
 // The gradient by the logits of chunks [begin, end) of one problem, row by row. enter(label) is called before the first chunk

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -160,34 +161,34 @@ class ExpChunk {
  public:
   using Real = Accumulator<T>;
 
-  explicit ExpChunk(const Logits<T>& logits)
+  ExpChunk(const Logits<T>& logits, int64_t most_rows)
       : classes_(logits.classes),
         temperature_(logits.temperature),
-        reader_(logits, rows_per_chunk(logits.classes)),
-        rows_(rows_per_chunk(logits.classes) + 1),
-        exps_(rows_per_chunk(logits.classes) * padded(logits.classes)),
-        tops_(rows_per_chunk(logits.classes)),
-        sums_(rows_per_chunk(logits.classes)) {}
+        reader_(logits, most_rows),
+        rows_(most_rows + 1),
+        exps_(new Real[most_rows * padded(logits.classes)]),
+        tops_(most_rows),
+        sums_(most_rows) {}
 
-  // The samples in first[0] ... first[n_rows - 1], of a list that goes on to `last`.
-  void compute(const int64_t* first, int64_t n_rows, const int64_t* last) {
-    for (int64_t r = 0; r < n_rows; ++r) {
-      rows_[r] = reader_(first[r], r);
+  void compute(const ClassOrder<Real>& order, const Chunk& chunk) {
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      rows_[r] = reader_(order.sample[chunk.first + r], r);
     }
-    rows_[n_rows] = first + n_rows < last ? reader_.address(first[n_rows]) : rows_[0];
-    exp_rows(rows_.data(), n_rows, classes_, temperature_, exps_.data(), tops_.data(), sums_.data());
+    const size_t next = chunk.first + chunk.rows;
+    rows_[chunk.rows] = next < order.sample.size() ? reader_.address(order.sample[next]) : rows_[0];
+    exp_rows(rows_.data(), chunk.rows, classes_, temperature_, exps_.get(), tops_.data(), sums_.data());
   }
 
   int64_t classes() const { return classes_; }
   int64_t width() const { return padded(classes_); }
-  ExpRow<Real> row(int64_t r) const { return {rows_[r], exps_.data() + r * width(), tops_[r], sums_[r]}; }
+  ExpRow<Real> row(int64_t r) const { return {rows_[r], exps_.get() + r * width(), tops_[r], sums_[r]}; }
 
  private:
   int64_t classes_;
   Real temperature_;
   RowReader<T> reader_;
   std::vector<const Real*> rows_;
-  std::vector<Real> exps_;
+  std::unique_ptr<Real[]> exps_;
   std::vector<Real> tops_;
   std::vector<Real> sums_;
 };

@@ -271,12 +271,12 @@ Rival<Real> find_rival(const ExpRow<Real>& row, int64_t classes, int64_t label, 
 template <typename Real>
 class SurrogateSum {
  public:
-  SurrogateSum(Surrogate surrogate, double margin, int64_t classes)
+  SurrogateSum(Surrogate surrogate, double margin, int64_t classes, int64_t most_rows)
       : surrogate_(surrogate),
         margin_(static_cast<Real>(margin)),
         classes_(classes),
-        marks_(surrogate == Surrogate::soft ? 0 : rows_per_chunk(classes) * padded(classes)),
-        factors_(rows_per_chunk(classes)),
+        marks_(surrogate == Surrogate::soft ? 0 : most_rows * padded(classes)),
+        factors_(most_rows),
         total_(padded(classes)) {}
 
   void clear() { std::fill(total_.begin(), total_.end(), 0.0); }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "support/elements.h"
@@ -102,27 +103,64 @@ FK_CLONES static double tile_slopes(PairTile<double>& tile, double eps, double s
   return tile_slopes_body(tile, eps, scale);
 }
 
+// Of a whole tile, by squares of four: so much the compiler keeps in registers. What lies beyond `rows` and `columns` comes
+// along and is worth nothing.
 template <typename Real>
-void transpose(const Real (&from)[kTile][kTile], int64_t rows, int64_t columns, Real (&to)[kTile][kTile]) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      to[j][i] = from[i][j];
+FK_INLINE void transpose(const Real (&from)[kTile][kTile], int64_t rows, int64_t columns, Real (&to)[kTile][kTile]) {
+  for (int64_t i = 0; i < rows; i += 4) {
+    for (int64_t j = 0; j < columns; j += 4) {
+      for (int64_t r = 0; r < 4; ++r) {
+        for (int64_t c = 0; c < 4; ++c) {
+          to[j + c][i + r] = from[i + r][j + c];
+        }
+      }
     }
   }
 }
 
+// A row of a tile. A call of memcpy would take longer than the copy.
 template <typename T, typename Real>
-void load_tile(const Matrix<const T>& rates, const Real* active, PairTile<Real>& tile) {
+FK_INLINE void load_tile_row(const T* from, int64_t stride, int64_t n, Real* to) {
+  if constexpr (std::is_same_v<T, Real>) {
+    if (stride == 1) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        to[j] = from[j];
+      }
+      return;
+    }
+  }
+  load(from, stride, n, to);
+}
+
+template <typename T, typename Real>
+FK_INLINE void store_tile_row(const Real* from, int64_t n, T* to) {
+  if constexpr (std::is_same_v<T, Real>) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      to[j] = from[j];
+    }
+  } else {
+    store_run(from, n, to);
+  }
+}
+
+template <typename T, typename Real>
+FK_INLINE void load_tile_body(const Matrix<const T>& rates, const Real* active, PairTile<Real>& tile) {
   alignas(64) Real mirror[kTile][kTile];
   for (int64_t i = 0; i < tile.rows; ++i) {
     const int64_t at = (tile.first_row + i) * rates.row_stride + tile.first_column * rates.column_stride;
-    load(rates.data + at, rates.column_stride, tile.columns, tile.forward[i]);
+    load_tile_row(rates.data + at, rates.column_stride, tile.columns, tile.forward[i]);
+    std::fill(tile.forward[i] + tile.columns, tile.forward[i] + padded(tile.columns), Real(0));
   }
   for (int64_t j = 0; j < tile.columns; ++j) {
     const int64_t at = (tile.first_column + j) * rates.row_stride + tile.first_row * rates.column_stride;
-    load(rates.data + at, rates.column_stride, tile.rows, mirror[j]);
+    load_tile_row(rates.data + at, rates.column_stride, tile.rows, mirror[j]);
   }
   transpose(mirror, tile.columns, tile.rows, tile.backward);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    std::fill(tile.backward[i] + tile.columns, tile.backward[i] + padded(tile.columns), Real(0));
+  }
   std::copy_n(active + tile.first_row, tile.rows, tile.row_active);
   std::copy_n(active + tile.first_column, tile.columns, tile.column_active);
   std::fill(tile.column_active + tile.columns, tile.column_active + kTile, Real(0));
@@ -130,7 +168,7 @@ void load_tile(const Matrix<const T>& rates, const Real* active, PairTile<Real>&
 
 // A tile on the diagonal is its own mirror image: the derivatives by C_ji go below the diagonal.
 template <typename Real>
-void fold_diagonal(PairTile<Real>& tile) {
+FK_INLINE void fold_diagonal(PairTile<Real>& tile) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     for (int64_t j = 0; j < i; ++j) {
       tile.forward[i][j] = tile.backward[j][i];
@@ -139,13 +177,13 @@ void fold_diagonal(PairTile<Real>& tile) {
 }
 
 template <typename T, typename Real>
-void store_tile(PairTile<Real>& tile, const Matrix<T>& slopes) {
+FK_INLINE void store_tile_body(PairTile<Real>& tile, const Matrix<T>& slopes) {
   if (tile.diagonal()) {
     fold_diagonal(tile);
   }
   for (int64_t i = 0; i < tile.rows; ++i) {
-    store_run(tile.forward[i], tile.columns,
-              slopes.data + (tile.first_row + i) * slopes.row_stride + tile.first_column);
+    store_tile_row(tile.forward[i], tile.columns,
+                   slopes.data + (tile.first_row + i) * slopes.row_stride + tile.first_column);
   }
   if (tile.diagonal()) {
     return;
@@ -153,8 +191,26 @@ void store_tile(PairTile<Real>& tile, const Matrix<T>& slopes) {
   alignas(64) Real mirror[kTile][kTile];
   transpose(tile.backward, tile.rows, tile.columns, mirror);
   for (int64_t j = 0; j < tile.columns; ++j) {
-    store_run(mirror[j], tile.rows, slopes.data + (tile.first_column + j) * slopes.row_stride + tile.first_row);
+    store_tile_row(mirror[j], tile.rows, slopes.data + (tile.first_column + j) * slopes.row_stride + tile.first_row);
   }
+}
+
+template <typename T, typename Real>
+void load_tile(const Matrix<const T>& rates, const Real* active, PairTile<Real>& tile) {
+  load_tile_body(rates, active, tile);
+}
+
+template <typename T, typename Real>
+void store_tile(PairTile<Real>& tile, const Matrix<T>& slopes) {
+  store_tile_body(tile, slopes);
+}
+
+FK_CLONES static void load_tile(const Matrix<const float>& rates, const float* active, PairTile<float>& tile) {
+  load_tile_body(rates, active, tile);
+}
+
+FK_CLONES static void store_tile(PairTile<float>& tile, const Matrix<float>& slopes) {
+  store_tile_body(tile, slopes);
 }
 
 inline int64_t tile_rows(int64_t classes) {
@@ -165,7 +221,7 @@ inline int64_t tile_rows(int64_t classes) {
 template <typename T, typename Real, typename Function>
 void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t tile_row,
                    const Function& function) {
-  PairTile<Real> tile{};
+  PairTile<Real> tile;
   tile.first_row = tile_row * kTile;
   tile.rows = std::min(kTile, classes - tile.first_row);
   for (tile.first_column = tile.first_row; tile.first_column < classes; tile.first_column += kTile) {

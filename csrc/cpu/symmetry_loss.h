@@ -70,7 +70,7 @@ void scatter(const Real* compact, const std::vector<int64_t>& present, int64_t c
 template <typename T>
 void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const std::vector<int64_t>& present, bool compact,
                int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
-  ConfusionRow<T> confusion_row(logits);
+  ConfusionRow<T> confusion_row(logits, order.most_rows);
   for (int64_t i = begin; i < end; ++i) {
     const Accumulator<T>* from = confusion_row(order, present[i], inverse_count(order.count[present[i]]));
     Accumulator<T>* row = rates.data + i * rates.row_stride;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "support/platform.h"
 
@@ -16,20 +17,26 @@ struct PairPenalty {
   Real by_backward;
 };
 
-// Branch free, so that loops over pairs vectorise; a division by zero is computed and not selected.
+// Branch free, so that loops over pairs vectorise; a division by zero is computed and not selected. One division, which costs
+// as much as all else together. It must not overflow: eps is at least `least_eps`, which no sum of rates notices.
 template <typename Real>
 FK_HOST_DEVICE FK_INLINE PairPenalty<Real> pair_penalty(Real forward, Real backward, Real eps) {
   const Real mass = forward + backward;
   const Real gap = forward - backward;
   const Real width = std::fabs(gap);
-  const Real damped = mass + eps;
-  const Real damping = mass / damped;
+  const Real inverse = 1 / (mass + eps);
+  const Real damping = mass * inverse;
   const Real together = gap > 0 ? damping : (gap < 0 ? -damping : Real(0));  // draws the two rates towards each other
-  const Real down =
-      width / damped * (eps / damped);  // lowers both, small pairs weigh less; (mass + eps)^2 would underflow
-  const Real none = mass - mass;        // 0, or NaN if a rate is
+  const Real down = width * inverse * (eps * inverse);  // lowers both, small pairs weigh less; (mass + eps)^2 would underflow
+  const Real none = mass - mass;                        // 0, or NaN if a rate is
   const bool charged = mass > 0;
   return {charged ? width * damping : none, charged ? down + together : none, charged ? down - together : none};
+}
+
+template <typename Real>
+FK_HOST_DEVICE FK_INLINE Real least_eps(double eps) {
+  const Real least = 4 * std::numeric_limits<Real>::min();
+  return static_cast<Real>(eps) < least ? least : static_cast<Real>(eps);
 }
 
 }  // namespace fairkernels

@@ -14,8 +14,7 @@
 
 namespace fairkernels {
 
-inline Surrogate take_surrogate(StringHandle handle) {
-  const std::string name = take_string(handle);
+inline Surrogate surrogate_named(const std::string& name) {
   const bool known = name == "kl" || name == "kl-all" || name == "soft" || name == "gated";
   require(known, "surrogate must be kl, kl-all, soft or gated, got ", name);
   return name == "kl" ? Surrogate::kl : name == "kl-all" ? Surrogate::kl_all : name == "soft" ? Surrogate::soft : Surrogate::gated;

@@ -10,21 +10,22 @@ namespace fairkernels {
 enum class Absent { ignore, zero };
 enum class Reduction { sum, mean };
 
-inline Absent take_absent(StringHandle handle) {
-  const std::string name = take_string(handle);
+inline Absent absent_named(const std::string& name) {
   require(name == "ignore" || name == "zero", "absent must be ignore or zero, got ", name);
   return name == "ignore" ? Absent::ignore : Absent::zero;
 }
 
-inline Reduction take_reduction(StringHandle handle) {
-  const std::string name = take_string(handle);
+inline Reduction reduction_named(const std::string& name) {
   require(name == "sum" || name == "mean", "reduction must be sum or mean, got ", name);
   return name == "sum" ? Reduction::sum : Reduction::mean;
 }
 
 struct SymmetryOptions {
+  SymmetryOptions(const std::string& absent_name, const std::string& reduction_name)
+      : absent(absent_named(absent_name)), reduction(reduction_named(reduction_name)) {}
+
   SymmetryOptions(StringHandle absent_name, StringHandle reduction_name)
-      : absent(take_absent(absent_name)), reduction(take_reduction(reduction_name)) {}
+      : SymmetryOptions(take_string(absent_name), take_string(reduction_name)) {}
 
   // What the sum over the pairs of `active` classes is multiplied by; the mean over no pairs is 0.
   double scale(double active) const {

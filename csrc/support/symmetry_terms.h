@@ -85,21 +85,21 @@ double symmetry_gap_of(const Matrix<Real>& matrix, const std::vector<int64_t>& p
   const bool compact = options.absent == Absent::ignore;
   const double poison = zero_or_nan(matrix, present, compact);
   const double scale = options.scale(compact ? n : classes);
-  const Real narrow_eps = static_cast<Real>(eps);
+  const Real narrow_eps = least_eps<Real>(eps);
   const Real narrow_scale = static_cast<Real>(weight * scale);
   const double total = compact ? charge_present(matrix, n, narrow_eps, narrow_scale)
                                : charge_all(matrix, present, classes, narrow_eps, narrow_scale);
   return total * scale + poison;
 }
 
-// The coefficients of one class towards all classes. Rows are made dense, zeros for absent classes: gathering probabilities
-// in the inner loops costs more.
+// The coefficients of one class towards all classes. Rows are dense: gathering probabilities in the inner loops costs more.
+// If `compact`, `row` must hold zeros for absent classes.
 template <typename Real>
 void load_coefficients(const Matrix<const Real>& coefficients, const std::vector<int64_t>& present, int64_t classes, bool compact,
                        int64_t label, Real* row) {
-  std::fill(row, row + classes, Real(0));
   const auto at = std::lower_bound(present.begin(), present.end(), label);
   if (at == present.end() || *at != label) {
+    std::fill(row, row + classes, Real(0));
     return;
   }
   const Real* stored = coefficients.data + (at - present.begin()) * coefficients.row_stride;

@@ -7,6 +7,7 @@ op ``torch.ops.fairkernels.<operator>``. ``run`` is the one entrance: in eager i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from . import dispatch, library
 from .schema import NAMESPACE, OPERATORS, Operator
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
+graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
@@ -25,12 +27,27 @@ def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]
     if torch.compiler.is_compiling():
         return run_registered(name, args, backend)
     operator = OPERATORS[name]
-    if _functorch_is_active() or (
-        torch.is_grad_enabled() and any(arg.requires_grad for arg in args[: operator.differentiable])
-    ):
+    if _functorch_is_active():
         return FUNCTIONS[name].apply(*args, backend)
-    with torch.no_grad():
+    if not torch.is_grad_enabled():
         return dispatch.forward(operator, args, backend)
+    if not requires_grad(operator, args):
+        with torch.no_grad():
+            return dispatch.forward(operator, args, backend)
+    if (
+        operator.gives_gradient
+        and operator.gives_gradient(args)
+        and dispatch.choose_for(operator, args[0], backend) == "native"
+    ):
+        tensors, options = args[: operator.tensor_count], args[operator.tensor_count :]
+        return (VALUES_WITH_GRADIENT[name].apply(*tensors, options),)
+    return FUNCTIONS[name].apply(*args, backend)
+
+
+def requires_grad(operator: Operator, args: tuple[Any, ...]) -> bool:
+    if operator.differentiable == 1:  # for speed
+        return args[0].requires_grad
+    return any(arg.requires_grad for arg in args[: operator.differentiable])
 
 
 def run_registered(name: str, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
@@ -55,26 +72,22 @@ def call_and_backend(operator: Operator, args: tuple[Any, ...]) -> tuple[tuple[A
     return args[:count], dispatch.forced_backend(args[count] if len(args) > count else None)
 
 
-def save(ctx: Any, operator: Operator, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+def save(ctx: Any, operator: Operator, args: tuple[Any, ...], backend: str | None, results: tuple[Tensor, ...]) -> None:
     """Keep the call for backward: tensors the way autograd wants them kept, the rest as it is."""
-    args, ctx.backend = call_and_backend(operator, args)
     ctx.set_materialize_grads(False)
     if not operator.differentiable:
         ctx.mark_non_differentiable(*results)
         return
     ctx.mark_non_differentiable(*results[1:])
-    ctx.rest = [None if isinstance(arg, Tensor) else arg for arg in args]
-    ctx.places = [place for place, arg in enumerate(args) if isinstance(arg, Tensor)]
-    ctx.save_for_backward(*(args[place] for place in ctx.places), *results[1:])
+    ctx.backend = backend
+    ctx.rest = args[operator.tensor_count :]
+    ctx.save_for_backward(*args[: operator.tensor_count], *[results[place] for place in operator.saved_places])
 
 
-def saved_call(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
-    """The arguments of the call and its further results."""
+def saved_call(ctx: Any, operator: Operator) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+    """The arguments of the call and the results that were saved."""
     tensors = ctx.saved_tensors
-    args = list(ctx.rest)
-    for place, tensor in zip(ctx.places, tensors, strict=False):
-        args[place] = tensor
-    return tuple(args), tensors[len(ctx.places) :]
+    return (*tensors[: operator.tensor_count], *ctx.rest), tensors[operator.tensor_count :]
 
 
 def gradients(ctx: Any, operator: Operator, grad: Tensor | None, kernel: Callable[..., Any]) -> tuple[Any, ...]:
@@ -82,11 +95,11 @@ def gradients(ctx: Any, operator: Operator, grad: Tensor | None, kernel: Callabl
     nothing = (None,) * len(ctx.needs_input_grad)
     if grad is None or not operator.differentiable:
         return nothing
-    args, further = saved_call(ctx)
+    args, saved = saved_call(ctx, operator)
     if torch.is_grad_enabled():
         grads = dispatch.reference_backward(operator, grad, args)
     else:
-        grads = kernel(operator, grad, args, further, dispatch.forced_backend(ctx.backend))
+        grads = kernel(operator, grad, args, saved, dispatch.forced_backend(ctx.backend))
     return (*grads, *nothing[len(grads) :])
 
 
@@ -126,11 +139,11 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
 
     def forward_and_save(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         results = forward(*args)
-        save(ctx, operator, args, results)
+        save(ctx, operator, *call_and_backend(operator, args), results)
         return results
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        save(ctx, operator, inputs, output)
+        save(ctx, operator, *call_and_backend(operator, inputs), output)
 
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         kernel = registered_backward if torch.compiler.is_compiling() else dispatch.backward
@@ -153,6 +166,39 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
     return function
 
 
+def scaled(gradient: Tensor, grad: Tensor) -> Tensor:
+    """Their product; the gradient itself where it is a factor of 1 and nobody will ask for it again."""
+    if grad.dim():
+        return gradient * grad[..., None, None]
+    return gradient if not graph_is_kept() and grad.item() == 1 else gradient * grad
+
+
+def make_value_with_gradient(operator: Operator) -> type[torch.autograd.Function]:
+    """The Function of a native kernel that gives the gradient along with the value, and nothing else."""
+    name = f"{operator.name}_with_gradient"
+
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *tensors, ctx.rest = args
+        value, gradient = dispatch.call_native(name, (*tensors, as_text(ctx.rest)))
+        ctx.save_for_backward(gradient, *tensors)
+        return value
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gradient, *tensors = ctx.saved_tensors
+        nothing = (None,) * len(tensors)
+        if torch.is_grad_enabled():  # a second derivative may follow
+            return *dispatch.reference_backward(operator, grad, (*tensors, *ctx.rest)), *nothing
+        return scaled(gradient, grad), *nothing
+
+    return new_class(operator, forward=forward, backward=backward)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def as_text(options: tuple[Any, ...]) -> str:
+    """Options without spaces in them, as the kernels that give the gradient read them."""
+    return " ".join(map(str, options))
+
+
 def new_class(operator: Operator, **methods: Callable[..., Any]) -> Any:
     signature = ", ".join((*operator.argument_names, "backend=None"))
     text = (
@@ -166,6 +212,11 @@ def new_class(operator: Operator, **methods: Callable[..., Any]) -> Any:
 
 FUNCTIONS: dict[str, type[torch.autograd.Function]] = {
     name: make_function(operator) for name, operator in OPERATORS.items()
+}
+
+
+VALUES_WITH_GRADIENT: dict[str, type[torch.autograd.Function]] = {
+    name: make_value_with_gradient(operator) for name, operator in OPERATORS.items() if operator.gives_gradient
 }
 
 
@@ -205,6 +256,16 @@ def register_native_fakes(operator: Operator) -> None:
     if operator.differentiable:
         name = f"{NAMESPACE}::_{operator.name}_backward_native"
         torch.library.register_fake(name, fake_backward(operator), lib=_definitions)
+    if operator.gives_gradient:
+        name = f"{NAMESPACE}::_{operator.name}_with_gradient_native"
+        torch.library.register_fake(name, fake_with_gradient(), lib=_definitions)
+
+
+def fake_with_gradient() -> Callable[..., Any]:
+    def fake(first: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return first.new_empty(first.shape[:-2]), first.new_empty(first.shape)
+
+    return fake
 
 
 def fake_backward(operator: Operator) -> Callable[..., Any]:
@@ -218,10 +279,10 @@ def fake_backward(operator: Operator) -> Callable[..., Any]:
 
 
 def registered_backward(
-    operator: Operator, grad: Tensor, args: tuple[Any, ...], further: tuple[Tensor, ...], backend: str | None
+    operator: Operator, grad: Tensor, args: tuple[Any, ...], saved: tuple[Tensor, ...], backend: str | None
 ) -> tuple[Tensor, ...]:
     op = getattr(torch.ops.fairkernels, f"{operator.name}_backward")
-    return results_of(op(grad, *args, *further, backend=backend))
+    return results_of(op(grad, *args, *saved, backend=backend))
 
 
 def register_backward(operator: Operator) -> None:
@@ -233,7 +294,7 @@ def register_backward(operator: Operator) -> None:
         return grads if len(grads) > 1 else grads[0]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-        save(ctx, operator, (*inputs, keyword_only_inputs["backend"]), results_of(output))  # forced stays forced
+        save(ctx, operator, inputs, keyword_only_inputs["backend"], results_of(output))  # forced stays forced
 
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return gradients(ctx, operator, grad, registered_backward)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,25 @@ from torch import Tensor
 MOST_CLASSES = 2**20  # of a matrix that is stored: 8 TiB of counts
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+Checked = TypeVar("Checked")
+
+
+def once(checks: Callable[..., Checked]) -> Callable[..., Checked]:
+    """Options that have passed are not checked again: a training loop asks for the same ones in every step."""
+    remember = functools.lru_cache(maxsize=64, typed=True)(checks)
+
+    @functools.wraps(checks)
+    def checked(*options: Any) -> Checked:
+        if torch.compiler.is_compiling():
+            return checks(*options)
+        try:
+            return remember(*options)
+        except TypeError:  # perhaps only for want of a hash
+            return checks(*options)
+
+    return checked
 
 
 def tensor(value: Any, name: str) -> None:
@@ -108,6 +128,9 @@ def shape(value: Tensor) -> str:
 
 def class_labels(value: Any, name: str, scores: Tensor, scores_name: str = "logits") -> Tensor:
     """Labels ``[..., B]`` or ``[B]`` (shared) as int64 ``[..., B]``."""
+    tensor(value, name)
+    if value.dtype == torch.int64 and value.device == scores.device and value.shape == scores.shape[:-1]:
+        return value  # what it nearly always is
     integers(value, name)
     same_device(value, name, scores, scores_name)
     if value.dtype != torch.int64:

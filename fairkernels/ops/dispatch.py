@@ -133,10 +133,15 @@ def native_op(name: str) -> Callable[..., Any]:
     return getattr(getattr(torch.ops, NAMESPACE), f"_{name}_native").default
 
 
+def choose_for(operator: Operator, first: Tensor, forced: str | None) -> Backend:
+    """The backend that runs for a call, by its first tensor."""
+    device = "cpu" if first.is_cpu else first.device.type  # the latter makes a new string each time
+    return choose(operator.name, device, first.dtype, forced)
+
+
 def forward(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
     """All results of an operator, from the chosen backend; nothing of it is recorded for autograd."""
-    first = args[0]
-    chosen = choose(operator.name, first.device.type, first.dtype, backend)
+    chosen = choose_for(operator, args[0], backend)
     if chosen == "native":
         if operator.writes_into:
             return (native_into(operator, args, operator.fake(*args)),)
@@ -150,8 +155,7 @@ def backward(
     operator: Operator, grad: Tensor, args: tuple[Any, ...], saved: tuple[Tensor, ...], backend: str | None
 ) -> tuple[Tensor, ...]:
     """Gradients of the leading differentiable arguments, from the chosen backend; not differentiable again."""
-    first = args[0]
-    chosen = choose(operator.name, first.device.type, first.dtype, backend)
+    chosen = choose_for(operator, args[0], backend)
     if chosen == "native":
         return call_native(f"{operator.name}_backward", (grad, *args, *saved))
     with torch.no_grad():

@@ -56,6 +56,11 @@ class Operator:
     """Leading dimensions are independent problems; if not, vmap calls the operator slice by slice."""
     writes_into: bool = False
     """The kernel writes into a tensor that it is given behind the arguments."""
+    saved: tuple[str, ...] | None = None
+    """The further results that the backward kernel reads; if not given all of them."""
+    gives_gradient: Callable[[tuple[Any, ...]], bool] | None = None
+    """Where a native kernel can give the gradient along with the value: whether for these arguments that is cheaper
+    than a forward and a backward. The gradient then only waits to be multiplied with the upstream one."""
     kernels: frozenset[str] = field(default_factory=frozenset)
     """Backends beside the reference that have a kernel for it."""
     accuracy: dict[torch.dtype, float] = field(default_factory=dict)
@@ -75,10 +80,22 @@ class Operator:
     def argument_names(self) -> tuple[str, ...]:
         return tuple(argument.name for argument in self.schema.arguments)
 
+    @cached_property
+    def tensor_count(self) -> int:
+        """Tensors, also optional ones, stand before all other arguments."""
+        return sum("Tensor" in str(argument.type) for argument in self.schema.arguments)
+
+    @cached_property
+    def saved_places(self) -> tuple[int, ...]:
+        """Where among the results those are that the backward kernel reads."""
+        names = self.results[1:] if self.saved is None else self.saved
+        return tuple(self.results.index(name) for name in names)
+
     @property
     def backward_arguments(self) -> str:
-        """Schema of the backward op: the upstream gradient, the forward arguments, the further results."""
-        return ", ".join(["Tensor grad", self.arguments, *(f"Tensor {name}" for name in self.results[1:])])
+        """Schema of the backward op: the upstream gradient, the forward arguments, the results that were saved."""
+        saved = (f"Tensor {self.results[place]}" for place in self.saved_places)
+        return ", ".join(["Tensor grad", self.arguments, *saved])
 
     def compute_reference(self, *args: Any) -> tuple[Tensor, ...]:
         """The reference on tensors of any dtype, autocast off, cast to what the fake promises; differentiable."""
@@ -110,6 +127,13 @@ NATIVE = frozenset({"native"})
 
 _SPECTRAL_STEERING = "str method, int? iters, float? tol"
 _SPECTRAL_ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-8}
+
+
+def _fair_cross_entropy_gives_gradient(args: tuple[Any, ...]) -> bool:
+    """While the exponentials fit the second-level cache, reading them again is cheaper than taking them again."""
+    logits, return_parts = args[0], args[-1]
+    return not return_parts and logits.numel() <= 2**20
+
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
@@ -195,6 +219,8 @@ OPERATORS: dict[str, Operator] = {
             sized=samples.sized_batch,
             cost="O(B·K + K²) time, with a spectral term O(K³); O(B·K + K²) memory; backward the same",
             differentiable=1,
+            saved=("coefficients", "u", "v"),
+            gives_gradient=_fair_cross_entropy_gives_gradient,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
         ),

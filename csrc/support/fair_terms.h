@@ -1,0 +1,361 @@
+// The fair cross-entropy of one problem, L = w_ce CE + w_sym L_sym + w_spec sigma, and its gradient by the logits.
+// Forward: one read of the logits and an exp each, whatever the terms. Backward: one read, one exp and one write; or, where
+// the forward has kept the exponentials, no more than reading these and the write.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "cpu/cross_entropy.h"
+#include "cpu/spectral_loss.h"
+#include "cpu/symmetry_loss.h"
+#include "support/parallel.h"
+#include "support/spectral_terms.h"
+#include "support/symmetry_options.h"
+#include "support/symmetry_terms.h"
+
+namespace fairkernels {
+
+// A term of weight 0 is skipped, unless its value is asked for.
+struct FairOptions {
+  double sym_weight;
+  double spec_weight;
+  double ce_weight;
+  Reduction reduction;
+  double label_smoothing;
+  double eps;
+  SymmetryOptions symmetry;
+  Surrogate surrogate;
+  double margin;
+  bool return_parts;
+
+  bool wants_cross_entropy() const { return ce_weight != 0 || return_parts; }
+  bool wants_symmetry() const { return sym_weight != 0 || return_parts; }
+  bool wants_spectral() const { return spec_weight != 0 || return_parts; }
+  // Whether the gradient can be made of the exponentials alone.
+  bool through_softmax() const { return spec_weight == 0 || surrogate == Surrogate::soft; }
+  bool compact() const { return symmetry.absent == Absent::ignore; }
+};
+
+// The logits, and their samples in the order of the classes.
+template <typename T>
+struct FairProblem {
+  using Real = Accumulator<T>;
+
+  FairProblem(const FairOptions& options, Logits<T> logits, ClassOrder<Real> sorted, std::vector<Real> class_weight)
+      : options(options),
+        logits(logits),
+        order(std::move(sorted)),
+        present(present_classes(order)),
+        entropy(order, std::move(class_weight), options.label_smoothing, options.reduction == Reduction::mean) {}
+
+  const FairOptions& options;
+  const Logits<T> logits;
+  const ClassOrder<Real> order;
+  const std::vector<int64_t> present;
+  const CrossEntropy<Real> entropy;
+};
+
+// Where the matrices and vectors of one problem go that the gradient is made of, and the rates where they are asked for.
+template <typename Real>
+struct FairMatrices {
+  Matrix<Real> coefficients;
+  Real* u;
+  Real* v;
+  Real* confusion;
+};
+
+// The exponentials of a problem's logits, where its gradient is going to be: as much memory less, and no second exp.
+template <typename Real>
+struct KeptExps {
+  Real* rows;              // B x K, by sample
+  std::vector<Real> sums;  // by position in the order
+
+  void keep(const ExpRow<Real>& row, const ClassOrder<Real>& order, int64_t position) {
+    const int64_t next = std::min<int64_t>(position + 1, order.sample.size() - 1);
+    Real* there = rows + order.sample[position] * order.classes;
+    copy_row(row.exps, order.classes, there, rows + order.sample[next] * order.classes);
+    sums[position] = row.sum;
+  }
+};
+
+struct FairValues {
+  double total = 0;
+  double cross_entropy = 0;
+  double symmetry = 0;
+  double spectral = 0;
+};
+
+// What the rows of the surrogate's matrix are multiplied by.
+template <typename Real>
+double surrogate_factor(Surrogate surrogate, const ClassOrder<Real>& order, int64_t label) {
+  return inverse_count(surrogate == Surrogate::kl_all ? order.start[order.classes] : order.count[label]);
+}
+
+// One thread's reading of the logits, class by class: each row of exponentials serves every term.
+template <typename T>
+class OnePass {
+ public:
+  using Real = Accumulator<T>;
+
+  OnePass(const FairProblem<T>& problem, KeptExps<Real>* kept)
+      : options_(problem.options),
+        order_(problem.order),
+        present_(problem.present),
+        entropy_(problem.entropy),
+        kept_(kept),
+        confusion_row_(problem.logits, problem.order.most_rows) {
+    if (!options_.wants_spectral()) {
+      return;
+    }
+    if (options_.surrogate == Surrogate::kl) {
+      rival_sum_.emplace(options_.margin, order_.classes);
+    } else if (options_.surrogate != Surrogate::soft) {
+      surrogate_sum_.emplace(options_.surrogate, options_.margin, order_.classes, order_.most_rows);
+    }
+  }
+
+  // Puts the i-th present class's rates and its row of the surrogate's matrix where they are wanted; returns its losses' sum.
+  double read_class(int64_t i, const FairMatrices<Real>& results, SurrogateMatrix<Real>& matrix) {
+    const int64_t label = present_[i];
+    typename CrossEntropy<Real>::ClassTotal loss(entropy_, label);
+    if (surrogate_sum_) {
+      surrogate_sum_->clear();
+    }
+    if (rival_sum_) {
+      rival_sum_->clear();
+    }
+    const double factor = inverse_count(order_.count[label]);
+    const Real* rates = confusion_row_(order_, label, factor, [&](const ExpChunk<T>& rows, Chunk chunk) {
+      for (int64_t r = 0; r < chunk.rows; ++r) {
+        loss.add(rows.row(r));
+        if (kept_ != nullptr) {
+          kept_->keep(rows.row(r), order_, chunk.first + r);
+        }
+      }
+      see_surrogate(rows, chunk);
+    });
+    put_rates(i, rates, results);
+    if (options_.wants_spectral()) {
+      put_surrogate(i, rates, matrix);
+    }
+    return loss.value();
+  }
+
+ private:
+  void see_surrogate(const ExpChunk<T>& rows, const Chunk& chunk) {
+    if (surrogate_sum_) {
+      surrogate_sum_->add(rows, chunk);
+    }
+    for (int64_t r = 0; rival_sum_ && r < chunk.rows; ++r) {
+      rival_sum_->add(rows.row(r), chunk.label);
+    }
+  }
+
+  void put_rates(int64_t i, const Real* rates, const FairMatrices<Real>& results) const {
+    const int64_t classes = order_.classes;
+    Real* row = results.coefficients.data + i * results.coefficients.row_stride;
+    if (options_.wants_symmetry() && options_.compact()) {
+      gather(rates, classes, present_, row);
+    } else if (options_.wants_symmetry()) {
+      std::copy_n(rates, classes, row);
+    }
+    if (options_.return_parts) {
+      std::copy_n(rates, classes, results.confusion + present_[i] * classes);
+    }
+  }
+
+  void put_surrogate(int64_t i, const Real* rates, SurrogateMatrix<Real>& matrix) {
+    const int64_t label = present_[i];
+    const double factor = surrogate_factor(options_.surrogate, order_, label);
+    if (options_.surrogate == Surrogate::soft) {
+      Real* row = matrix.dense.row(i);
+      std::copy_n(rates, order_.classes, row);
+      row[label] *= 0;  // but a NaN stays
+    } else if (matrix.sparse) {
+      matrix.entries[i] = rival_sum_->take(factor);
+    } else {
+      surrogate_sum_->take(label, factor, matrix.dense.row(i));
+    }
+  }
+
+  const FairOptions& options_;
+  const ClassOrder<Real>& order_;
+  const std::vector<int64_t>& present_;
+  const CrossEntropy<Real>& entropy_;
+  KeptExps<Real>* kept_;
+  ConfusionRow<T> confusion_row_;
+  std::optional<SurrogateSum<Real>> surrogate_sum_;
+  std::optional<RivalSum<Real>> rival_sum_;
+};
+
+// The values of all terms. Rates are summed into the matrices and there replaced by what the gradient is made of; where
+// `kept` is not null it receives the exponentials.
+template <typename T>
+FairValues fair_forward(const FairProblem<T>& problem, bool in_double, const FairMatrices<Accumulator<T>>& matrices,
+                        KeptExps<Accumulator<T>>* kept) {
+  const FairOptions& options = problem.options;
+  const std::vector<int64_t>& present = problem.present;
+  const int64_t classes = problem.order.classes;
+  const int64_t n = present.size();
+  std::vector<double> losses(n);
+  SurrogateMatrix<Accumulator<T>> matrix(options.surrogate, options.wants_spectral() ? n : 0, classes);
+  const int64_t elements_each = problem.order.sample.size() * classes / std::max<int64_t>(n, 1) + classes;
+  parallel_ranges(n, elements_each, [&](int64_t begin, int64_t end) {
+    OnePass<T> pass(problem, kept);
+    for (int64_t i = begin; i < end; ++i) {
+      losses[i] = pass.read_class(i, matrices, matrix);
+    }
+  });
+
+  FairValues values;
+  if (options.wants_cross_entropy()) {
+    values.cross_entropy = std::accumulate(losses.begin(), losses.end(), 0.0) / problem.entropy.divisor();
+    values.total += options.ce_weight != 0 ? options.ce_weight * values.cross_entropy : 0;
+  }
+  if (options.wants_symmetry()) {
+    values.symmetry =
+        symmetry_gap_of(matrices.coefficients, present, classes, options.eps, options.symmetry, options.sym_weight);
+    values.total += options.sym_weight != 0 ? options.sym_weight * values.symmetry : 0;
+  }
+  if (options.wants_spectral()) {
+    const SurrogatePair found = leading_pair(matrix, iteration_options(true, in_double), {});
+    values.spectral = found.pair.sigma;
+    scatter_pair(found, present, matrix.sparse, classes, matrices.u, matrices.v);
+    values.total += options.spec_weight != 0 ? options.spec_weight * values.spectral : 0;
+  }
+  return values;
+}
+
+// One thread's gradients by the logits. Derivatives by the rates go through the softmax together, the cross-entropy's rates
+// beside them; what is charged to the logits themselves is added afterwards.
+template <typename T>
+class FairGradient {
+ public:
+  using Real = Accumulator<T>;
+
+  FairGradient(const FairProblem<T>& problem, double upstream, const FairMatrices<const Real>& matrices,
+               KeptExps<Real>* kept)
+      : options_(problem.options),
+        order_(problem.order),
+        present_(problem.present),
+        entropy_(problem.entropy),
+        upstream_(upstream),
+        matrices_(matrices),
+        kept_(kept),
+        classes_(order_.classes),
+        ce_factor_(options_.ce_weight != 0 ? upstream * options_.ce_weight / entropy_.divisor() : 0),
+        by_class_(entropy_.smooths() ? classes_ : 0),
+        v_(options_.spec_weight != 0 ? padded_copy(matrices.v) : std::vector<Real>()),
+        by_rates_(padded(classes_ + 1)),
+        exps_(kept != nullptr ? 0 : padded(classes_)) {
+    if (options_.spec_weight != 0) {
+      surrogate_.emplace(options_.surrogate, options_.margin, classes_, v_.data());
+    }
+    for (size_t k = 0; k < by_class_.size(); ++k) {
+      by_class_[k] = static_cast<Real>(ce_factor_ * entropy_.by_class(k));
+    }
+  }
+
+  void enter(int64_t label) {
+    label_ = label;
+    scale_ = static_cast<Real>(upstream_ * inverse_count(order_.count[label]));
+    common_ = static_cast<Real>(ce_factor_ * entropy_.by_rate(label));
+    by_label_ = static_cast<Real>(ce_factor_ * entropy_.by_label(label));
+    if (surrogate_) {
+      spec_slope_ = options_.spec_weight * matrices_.u[label];
+      std::fill(by_rates_.begin(), by_rates_.end(), Real(0));
+    }
+    if (options_.sym_weight != 0) {
+      load_coefficients(matrices_.coefficients, present_, classes_, options_.compact(), label, by_rates_.data());
+    }
+    if (surrogate_ && options_.surrogate == Surrogate::soft) {
+      surrogate_->add_by_rates(nullptr, label, static_cast<Real>(spec_slope_), by_rates_.data());
+    }
+  }
+
+  // The gradient of the sample at this position in the order.
+  void row(const RowTask<Real>& task, int64_t position) {
+    if (kept_ != nullptr) {
+      exps_to_slopes(task.out, task.next_out, kept_->sums[position], classes_, label_, by_rates_.data(), scale_, common_);
+      charge_classes(task.out);
+      return;
+    }
+    const Real* by_rates = by_rates_of(task.logits);
+    const ExpRow<Real> exp_row = softmax_backward(task, classes_, Real(1), by_rates, scale_, common_, exps_.data());
+    charge_classes(task.out);
+    if (!surrogate_ || surrogate_->through_rates()) {
+      return;
+    }
+    const double slope = upstream_ * spec_slope_ * surrogate_factor(options_.surrogate, order_, label_);
+    if (options_.surrogate == Surrogate::kl) {
+      surrogate_->add_by_rival(exp_row, label_, slope, task.out);
+    } else {
+      surrogate_->add_by_hits(exp_row, label_, slope, task.out);
+    }
+  }
+
+ private:
+  void charge_classes(Real* out) const {
+    out[label_] -= by_label_;
+    if (!by_class_.empty()) {
+      add_scaled(out, Real(-1), by_class_.data(), classes_);
+    }
+  }
+
+  // The same for all samples of a class, but for those gates.
+  const Real* by_rates_of(const Real* logits) {
+    if (!surrogate_ || options_.surrogate != Surrogate::gated) {
+      return by_rates_.data();
+    }
+    own_by_rates_ = by_rates_;
+    surrogate_->add_by_rates(logits, label_, static_cast<Real>(spec_slope_), own_by_rates_.data());
+    return own_by_rates_.data();
+  }
+
+  std::vector<Real> padded_copy(const Real* vector) const {
+    std::vector<Real> copy(padded(classes_));
+    std::copy_n(vector, classes_, copy.begin());
+    return copy;
+  }
+
+  const FairOptions& options_;
+  const ClassOrder<Real>& order_;
+  const std::vector<int64_t>& present_;
+  const CrossEntropy<Real>& entropy_;
+  double upstream_;
+  FairMatrices<const Real> matrices_;
+  const KeptExps<Real>* kept_;
+  int64_t classes_;
+  double ce_factor_;
+  std::vector<Real> by_class_;
+  std::vector<Real> v_;
+  std::optional<SurrogateGradient<Real>> surrogate_;
+  std::vector<Real> by_rates_;
+  std::vector<Real> own_by_rates_;
+  std::vector<Real> exps_;
+  int64_t label_ = 0;
+  Real scale_ = 0;
+  Real common_ = 0;
+  Real by_label_ = 0;
+  double spec_slope_ = 0;
+};
+
+// `upstream` times the gradient of the total, a contiguous B x K; the exponentials, if they were kept, lie there already.
+template <typename T>
+void fair_backward(const FairProblem<T>& problem, double upstream, const FairMatrices<const Accumulator<T>>& matrices,
+                   KeptExps<Accumulator<T>>* kept, T* grad_logits) {
+  const std::vector<Chunk> chunks = problem.order.chunks();
+  parallel_ranges(chunks.size(), problem.order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
+    FairGradient<T> gradient(problem, upstream, matrices, kept);
+    const auto enter = [&](int64_t label) { gradient.enter(label); };
+    const auto row = [&](const RowTask<Accumulator<T>>& task, int64_t position) { gradient.row(task, position); };
+    backward_chunks(problem.logits, problem.order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);
+  });
+  clear_ignored(problem.order, grad_logits);
+}
+
+}  // namespace fairkernels
