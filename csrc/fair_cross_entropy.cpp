@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
     for_each_problem(arguments.batch.problems, arguments.elements(), [&](int64_t index) {
       const auto problem = arguments.problem<T>(index);
       const auto matrices = results.matrices<Accumulator<T>>(arguments, index);
-      results.clear(arguments, problem.present.size(), matrices);
+      results.clear(arguments, problem.order.present.size(), matrices);
       results.put<T>(fair_forward(problem, arguments.in_double(), matrices, nullptr), index);
     });
   });
@@ -230,7 +230,7 @@ double with_gradient_of(const FairArguments& arguments, int64_t index, T* gradie
   const auto problem = arguments.problem<T>(index);
   const FairOptions& options = problem.options;
   const int64_t classes = arguments.batch.classes;
-  const int64_t rows = options.wants_symmetry() ? problem.present.size() : 0;
+  const int64_t rows = options.wants_symmetry() ? problem.order.present.size() : 0;
   const int64_t columns = options.compact() ? rows : classes;
   const std::unique_ptr<Real[]> coefficients(new Real[rows * columns]);
   std::vector<Real> u(options.wants_spectral() ? classes : 0);

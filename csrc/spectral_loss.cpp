@@ -87,7 +87,7 @@ void forward_problem(const LossArguments& arguments, int64_t problem, const Iter
   const auto logits = arguments.batch.logits<T>(problem);
   const auto order = arguments.batch.order<Accumulator<T>>(problem);
   const Vector factors = arguments.row_factors(order, problem);
-  const std::vector<int64_t> present = present_classes(order);
+  const std::vector<int64_t>& present = order.present;
   const int64_t n = present.size();
   SurrogateMatrix<Accumulator<T>> matrix(arguments.surrogate, n, classes);
   parallel_ranges(n, classes * (arguments.batch.samples / std::max<int64_t>(n, 1) + 1), [&](int64_t begin, int64_t end) {

@@ -20,7 +20,7 @@ double forward_problem(const ConfusionArguments& arguments, int64_t problem, con
   using Real = Accumulator<T>;
   const auto logits = arguments.logits<T>(problem);
   const auto order = arguments.order<Real>(problem);
-  const std::vector<int64_t> present = present_classes(order);
+  const std::vector<int64_t>& present = order.present;
   const int64_t n = present.size();
   const bool compact = options.absent == Absent::ignore;
   clear_unused(matrix, shape, n, compact ? n : arguments.classes);
@@ -62,7 +62,7 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, Abse
   using Real = Accumulator<T>;
   const auto logits = arguments.logits<T>(problem);
   const auto order = arguments.order<Real>(problem);
-  const std::vector<int64_t> present = present_classes(order);
+  const std::vector<int64_t>& present = order.present;
   const std::vector<double> scales = class_scales(order.count, factor);
   const std::vector<Chunk> chunks = order.chunks();
   const auto load_gradient = [&](int64_t label, Real* row) {

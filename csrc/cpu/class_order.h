@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "support/lanes.h"
@@ -34,29 +35,34 @@ inline int64_t rows_per_chunk(int64_t classes) {
 template <typename Real>
 struct ClassOrder {
   int64_t classes;
-  std::vector<int64_t> start;   // class -> first position; start[classes] is where the ignored samples begin
-  std::vector<int64_t> sample;  // position -> sample
-  std::vector<Real> weight;     // position -> weight of the sample
-  std::vector<double> count;    // class -> sum of its weights
-  int64_t most_rows = 0;        // of a chunk
+  std::vector<int64_t> start;    // class -> first position; start[classes] is where the ignored samples begin
+  std::vector<int64_t> sample;   // position -> sample
+  std::vector<Real> weight;      // position -> weight of the sample
+  std::vector<double> count;     // class -> sum of its weights
+  std::vector<int64_t> present;  // the classes whose sum is not 0, also if it is NaN
+  int64_t most_rows = 0;         // of a chunk
 
   // `weights` may be null: all ones.
   ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index)
-      : classes(classes), start(classes + 2), sample(labels.samples), weight(labels.samples, Real(1)), count(classes) {
+      : classes(classes), start(classes + 3), sample(labels.samples), weight(labels.samples, Real(1)), count(classes) {
     sort(labels, ignore_index);
     if (weights != nullptr) {
       std::transform(sample.begin(), sample.end(), weight.begin(), [&](int64_t b) { return weights[b]; });
     }
     for (int64_t label = 0; label < classes; ++label) {
-      for (int64_t at = start[label]; at < start[label + 1]; ++at) {
-        count[label] += weight[at];
+      const int64_t rows = start[label + 1] - start[label];
+      if (rows == 0) {
+        continue;
       }
-      most_rows = std::max(most_rows, start[label + 1] - start[label]);
+      const auto first = weight.begin() + start[label];
+      count[label] = weights == nullptr ? rows : std::accumulate(first, first + rows, 0.0);
+      most_rows = std::max(most_rows, rows);
+      if (count[label] != 0) {
+        present.push_back(label);
+      }
     }
     most_rows = std::min(most_rows, rows_per_chunk(classes));
   }
-
-  bool present(int64_t label) const { return count[label] != 0; }  // also if it is NaN
 
   // Calls function(chunk) for the chunks of one class.
   template <typename Function>
@@ -78,30 +84,21 @@ struct ClassOrder {
   }
 
  private:
+  // Counts two places further on than where a class's first position will be; adding up moves the positions by one, and
+  // every sample that takes its place moves its class's by one more. There may be more classes than samples: one array, and
+  // as few passes over it as can be.
   void sort(LabelRow labels, int64_t ignore_index) {
     const auto bin = [&](int64_t b) { return labels[b] == ignore_index ? classes : labels[b]; };
     for (int64_t b = 0; b < labels.samples; ++b) {
-      ++start[bin(b) + 1];
+      ++start[bin(b) + 2];
     }
     for (int64_t label = 0; label <= classes; ++label) {
-      start[label + 1] += start[label];
+      start[label + 2] += start[label + 1];
     }
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
     for (int64_t b = 0; b < labels.samples; ++b) {
-      sample[next[bin(b)]++] = b;
+      sample[start[bin(b) + 1]++] = b;
     }
   }
 };
-
-template <typename Real>
-std::vector<int64_t> present_classes(const ClassOrder<Real>& order) {
-  std::vector<int64_t> present;
-  for (int64_t label = 0; label < order.classes; ++label) {
-    if (order.present(label)) {
-      present.push_back(label);
-    }
-  }
-  return present;
-}
 
 }  // namespace fairkernels

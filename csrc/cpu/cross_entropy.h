@@ -66,8 +66,8 @@ class CrossEntropy {
     }
     if (mean) {
       divisor_ = 0;
-      for (int64_t label = 0; label < classes_; ++label) {
-        divisor_ += order.count[label] != 0 ? weight_of(label) * order.count[label] : 0;
+      for (int64_t label : order.present) {
+        divisor_ += weight_of(label) * order.count[label];
       }
     }
   }

@@ -49,13 +49,11 @@ struct FairProblem {
       : options(options),
         logits(logits),
         order(std::move(sorted)),
-        present(present_classes(order)),
         entropy(order, std::move(class_weight), options.label_smoothing, options.reduction == Reduction::mean) {}
 
   const FairOptions& options;
   const Logits<T> logits;
   const ClassOrder<Real> order;
-  const std::vector<int64_t> present;
   const CrossEntropy<Real> entropy;
 };
 
@@ -104,7 +102,7 @@ class OnePass {
   OnePass(const FairProblem<T>& problem, KeptExps<Real>* kept)
       : options_(problem.options),
         order_(problem.order),
-        present_(problem.present),
+        present_(problem.order.present),
         entropy_(problem.entropy),
         kept_(kept),
         confusion_row_(problem.logits, problem.order.most_rows) {
@@ -198,7 +196,7 @@ template <typename T>
 FairValues fair_forward(const FairProblem<T>& problem, bool in_double, const FairMatrices<Accumulator<T>>& matrices,
                         KeptExps<Accumulator<T>>* kept) {
   const FairOptions& options = problem.options;
-  const std::vector<int64_t>& present = problem.present;
+  const std::vector<int64_t>& present = problem.order.present;
   const int64_t classes = problem.order.classes;
   const int64_t n = present.size();
   std::vector<double> losses(n);
@@ -241,7 +239,7 @@ class FairGradient {
                KeptExps<Real>* kept)
       : options_(problem.options),
         order_(problem.order),
-        present_(problem.present),
+        present_(problem.order.present),
         entropy_(problem.entropy),
         upstream_(upstream),
         matrices_(matrices),
