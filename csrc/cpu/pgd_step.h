@@ -23,10 +23,10 @@ struct Constant {
   FK_INLINE Real operator[](int64_t) const { return value; }
 };
 
-// +1, -1, and 0 for 0 and NaN.
+// +1, -1, and 0 for 0 and NaN, by one comparison.
 template <typename Real>
 FK_INLINE Real sign(Real x) {
-  return static_cast<Real>(x > 0) - static_cast<Real>(x < 0);
+  return std::fabs(x) > 0 ? std::copysign(Real(1), x) : Real(0);
 }
 
 // out = clip(clip(x_adv + step sign(grad), x - eps, x + eps), low, high); `out` may be any of the images.
