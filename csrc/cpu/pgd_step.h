@@ -217,7 +217,6 @@ void linf_chunks(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
     linf_run(pgd, start, n, worthwhile, buffers);
     start += n;
   }
-  end_streams();
 }
 
 template <typename T, typename Real>
@@ -265,7 +264,6 @@ void l2_samples(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
   for (int64_t sample = begin; sample < end; ++sample) {
     l2_sample(pgd, sample, buffers);
   }
-  end_streams();
 }
 
 }  // namespace fairkernels

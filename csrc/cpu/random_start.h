@@ -126,7 +126,6 @@ void linf_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
     centre(buffers.uniforms, task.eps.read(0, start, n, buffers.eps), n, buffers.offsets);
     place_chunk(task, 0, start, n, buffers.offsets, buffers);
   }
-  end_streams();
 }
 
 // Normal numbers of the elements [first, first + n).
@@ -177,7 +176,6 @@ void l2_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
       place_chunk(task, sample, start, n, &direction[start], buffers);
     }
   }
-  end_streams();
 }
 
 }  // namespace fairkernels

@@ -130,19 +130,6 @@ void copy_run(const T* from, int64_t from_stride, int64_t n, T* to, int64_t to_s
   }
 }
 
-// The same past the caches.
-template <typename T>
-void stream_run(const T* from, int64_t n, T* to) {
-  constexpr int64_t kStep = kStreamed / sizeof(T);
-  const int64_t misplaced = reinterpret_cast<uintptr_t>(to) % kStreamed / sizeof(T);
-  int64_t i = misplaced == 0 ? 0 : std::min(n, kStep - misplaced);
-  std::copy_n(from, i, to);
-  for (; i + kStep <= n; i += kStep) {
-    stream(from + i, to + i);
-  }
-  std::copy(from + i, from + n, to + i);
-}
-
 // An operand that is read: an image, or a parameter broadcast over it. Where samples are worked on one by one the walk
 // is that of one sample, and sample_stride leads from one to the next; otherwise there is a single sample, number 0.
 class Source {
@@ -243,31 +230,26 @@ struct Parameter {
   }
 };
 
-// Results of more bytes pass the caches by: they would only drive out what may still be needed.
-constexpr int64_t kStreamBytes = int64_t{32} << 20;
-
-// The operand that is written, an image. `streamed` stores are for whoever wrote to finish, by end_streams().
+// The operand that is written, an image.
 class Sink {
  public:
-  Sink(void* data, Walk walk, int64_t sample_stride, bool streamed)
-      : data_(data), walk_(std::move(walk)), sample_stride_(sample_stride), streamed_(streamed && walk_.straight()) {}
+  Sink(void* data, Walk walk, int64_t sample_stride)
+      : data_(data), walk_(std::move(walk)), sample_stride_(sample_stride) {}
 
   // Where to compute elements from `start` on: the result itself, or `buffer`, which write() then puts in its place.
   template <typename T>
   T* place(int64_t sample, int64_t start, T* buffer) const {
-    return walk_.straight() && !streamed_ ? address<T>(sample) + start : buffer;
+    return walk_.straight() ? address<T>(sample) + start : buffer;
   }
 
   template <typename T>
   void write(int64_t sample, int64_t start, int64_t count, const T* computed) const {
-    T* data = address<T>(sample);
-    if (streamed_) {
-      stream_run(computed, count, data + start);
-    } else if (!walk_.straight()) {
-      for_each_run(walk_, start, count, [&](int64_t offset, int64_t done, int64_t length) {
-        copy_run(computed + done, 1, length, data + offset, walk_.strides.back());
-      });
+    if (walk_.straight()) {
+      return;
     }
+    for_each_run(walk_, start, count, [&](int64_t offset, int64_t done, int64_t length) {
+      copy_run(computed + done, 1, length, address<T>(sample) + offset, walk_.strides.back());
+    });
   }
 
  private:
@@ -279,7 +261,6 @@ class Sink {
   void* data_;
   Walk walk_;
   int64_t sample_stride_;
-  bool streamed_;
 };
 
 }  // namespace fairkernels

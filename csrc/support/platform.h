@@ -1,12 +1,6 @@
 // What the compiler is told beyond C++: where code runs, and which instruction sets it is compiled for.
 #pragma once
 
-#include <cstring>
-
-#if (defined(__SSE2__) || defined(_M_X64)) && !defined(__CUDACC__)
-#include <emmintrin.h>
-#endif
-
 #if defined(__CUDACC__)
 #define FK_HOST_DEVICE __host__ __device__
 #else
@@ -27,30 +21,6 @@
 #define FK_PREFETCH(address) ((void)(address))
 #define FK_PREFETCH_TO_WRITE(address) ((void)(address))
 #endif
-
-// Stores past the caches, for results too large for them: a line that is written whole is not read before. Addresses are
-// multiples of kStreamed. What was streamed is ordered before later stores by end_streams() alone.
-namespace fairkernels {
-
-constexpr int kStreamed = 16;  // bytes
-
-#if (defined(__SSE2__) || defined(_M_X64)) && !defined(__CUDACC__)
-FK_INLINE void stream(const void* from, void* to) {
-  _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
-}
-
-FK_INLINE void end_streams() {
-  _mm_sfence();
-}
-#else
-FK_INLINE void stream(const void* from, void* to) {
-  std::memcpy(to, from, kStreamed);
-}
-
-FK_INLINE void end_streams() {}
-#endif
-
-}  // namespace fairkernels
 
 // A function marked FK_CLONES is compiled once per instruction set and bound to the best one at load time; whatever it
 // calls must be FK_INLINE to be compiled along with it. The clones are plain functions: gcc 12 drops clones of
