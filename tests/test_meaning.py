@@ -428,9 +428,7 @@ def test_native_steps_treat_every_special_value_as_the_reference_does(dtype, as_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parameters_change_anywhere_in_large_images(memory_format, size, dtype):
     """Kernels work in chunks of 1024 elements: parameters change within them, on their edges and beyond."""
-    x_adv, grad, x = (
-        images.to(dtype).contiguous(memory_format=memory_format) for images in attack_point(7, 3, *size)
-    )
+    x_adv, grad, x = (images.to(dtype).contiguous(memory_format=memory_format) for images in attack_point(7, 3, *size))
     sample, channel = torch.linspace(0.02, 0.3, 7), torch.linspace(0.05, 0.2, 3).view(1, 3, 1, 1)
     place, everywhere = torch.rand(7, 1, *size).round(), torch.rand(x.shape)
     bounds = (0.1 + channel / 4, 0.9 - channel / 4)

@@ -183,7 +183,7 @@ class LeadingDirection {
  private:
   static constexpr double kDependent = 1e-3;  // of p outside v and r: what is left of it is mostly rounding
   static constexpr double kCancelled = 1e-2;
-  static constexpr int64_t kRefresh = 8;
+  static constexpr int64_t kRefresh = 16;
 
   bool converged() {
     theta_ = dot(v_.x, v_.ax);
