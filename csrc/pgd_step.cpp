@@ -13,7 +13,8 @@ void run(const PgdStep<Real>& pgd, Norm norm, const ImageWalk& images) {
   if (norm == Norm::linf) {
     parallel_ranges(images.chunks(), kChunk, [&](int64_t begin, int64_t end) { linf_chunks<T>(pgd, begin, end); });
   } else {
-    parallel_ranges(images.samples(), pgd.elements, [&](int64_t begin, int64_t end) { l2_samples<T>(pgd, begin, end); });
+    parallel_ranges(images.samples(), pgd.elements,
+                    [&](int64_t begin, int64_t end) { l2_samples<T>(pgd, begin, end); });
   }
 }
 

@@ -36,7 +36,8 @@ void run(const RandomStart<Real>& task, Norm norm, const ImageWalk& images) {
   if (norm == Norm::linf) {
     parallel_ranges(images.chunks(), kChunk, [&](int64_t begin, int64_t end) { linf_start<T>(task, begin, end); });
   } else {
-    parallel_ranges(images.samples(), task.elements, [&](int64_t begin, int64_t end) { l2_start<T>(task, begin, end); });
+    parallel_ranges(images.samples(), task.elements,
+                    [&](int64_t begin, int64_t end) { l2_start<T>(task, begin, end); });
   }
 }
 

@@ -1,6 +1,6 @@
-// Clipping as torch has it: NaN wins, be it the value or a bound. Of the two operands that a vector minimum or maximum is
-// given it returns the second one if either is NaN, and so do the comparisons below, each of them one instruction: NaN of
-// `low` is kept by the first, and by the second for being its second operand; what they lose is NaN of `value` or `high`.
+// Clipping as torch has it: NaN wins, be it the value or a bound. A vector minimum or maximum returns its second operand
+// if either is NaN, and so do the two selections below, each of them one instruction: they keep NaN of `low`, and what
+// they lose is NaN of `value` or `high`.
 #pragma once
 
 #include <cmath>

@@ -1,7 +1,8 @@
-// The leading eigenvector of a symmetric positive semidefinite A, given by its products alone: power iteration accelerated by
-// its last two directions (locally optimal conjugate gradient), or the plain one. One product a step.
-// Vectors and scalars are kept in double whatever the matrix: beside a product of M * N terms they cost nothing, and a basis
-// of three that is orthonormal only to single precision breaks down near convergence.
+// The leading eigenvector of a symmetric positive semidefinite A, given by its products alone: power iteration
+// accelerated by its last two directions (locally optimal conjugate gradient), or the plain one. One product a step.
+// Vectors and scalars are kept in double whatever the matrix: beside a product of M * N terms they cost little, and a
+// basis of three that is orthonormal only to single precision breaks down near convergence. Vectors are padded with zeros
+// to whole lanes, which saves every pass over them its remainder.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +24,8 @@ struct IterationOptions {
   double noise = 1e-6;  // what is left of the residual when products are rounded; no tol goes below it
 };
 
-// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol, and
-// elsewhere u and v by about tol: 1e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
+// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol,
+// and elsewhere u and v by about tol: 1e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
 inline IterationOptions iteration_options(bool accelerated, bool in_double, int64_t iters = -1, double tol = -1) {
   const int64_t usual = !accelerated ? 1000 : in_double ? 256 : 64;
   return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-10 : 1e-5) : tol, in_double ? 2e-15 : 1e-6};
@@ -132,8 +133,8 @@ struct Coefficients {
 
 // The eigenvector of the largest eigenvalue of [[0, a, b], [a, c, d], [b, d, e]], a > 0; it need not have length 1.
 // Newton's method on the characteristic polynomial falls monotonically from an upper bound, the eigenvalue of
-// [[0, h], [h, m]] with h = |(a, b)| and m that of the lower block. Close to convergence of the iteration around it the bound
-// is h^2 / |m| already, and two turns are enough: Jacobi's rotations took longer than the vectors of a hundred entries.
+// [[0, h], [h, m]] with h = |(a, b)| and m that of the lower block. Close to convergence of the iteration around it the
+// bound is h^2 / |m| already, and two turns are enough: Jacobi's rotations took longer than vectors of a hundred entries.
 inline Coefficients leading_eigenvector(double a, double b, double c, double d, double e) {
   const double h2 = a * a + b * b;
   const double m = (c + e) / 2 + std::sqrt((c - e) * (c - e) / 4 + d * d);
@@ -152,8 +153,8 @@ inline Coefficients leading_eigenvector(double a, double b, double c, double d, 
   return {(x - c) * (x - e) - d * d, a * (x - e) + b * d, b * (x - c) + a * d};
 }
 
-// apply(x, y) computes y = A x. The iteration goes on until the residual is small: it tells an eigenvector, the change of
-// theta does not. Nor does it go on beyond, where directions are noise.
+// apply(x, y) computes y = A x, the padding left as it is. The iteration goes on until the residual is small: it tells an
+// eigenvector, the change of theta does not. Nor does it go on beyond, where directions are noise.
 template <typename Apply>
 class LeadingDirection {
  public:
@@ -214,8 +215,8 @@ class LeadingDirection {
     combine(left, r_.x.data(), -along * left, v_.x.data(), width_, r_.x.data());
   }
 
-  // Twice where much of it is taken away, which leaves rounding errors along v and r; and then its product is a difference of
-  // large numbers, too, whose error would grow from step to step.
+  // Twice where much of it is taken away, which leaves rounding errors along v and r; and then its product is a
+  // difference of large numbers, too, whose error would grow from step to step.
   bool orthonormalise_p() {
     double least = 1;
     for (int twice = 0; twice < 2; ++twice) {

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "cpu/iteration.h"
-#include "cpu/soft_confusion.h"
 #include "support/elements.h"
 #include "support/lanes.h"
 #include "support/platform.h"
@@ -168,8 +167,8 @@ FK_CLONES static void multiply(const double* rows, int64_t n_rows, int64_t width
   multiply_body(rows, n_rows, width, x, products);
 }
 
-// total[k] += the sum over rows of factors[r] rows[r][k], n_rows <= kGroup, which is added up in Real. Two vectors of columns
-// side by side, since the additions to one wait for each other.
+// total[k] += the sum over rows of factors[r] rows[r][k], n_rows <= kGroup, which is added up in Real. Two vectors of
+// columns side by side, since the additions to one wait for each other.
 template <int64_t Vectors, typename Real>
 FK_INLINE void add_columns(const Real* rows, const Real* factors, int64_t n_rows, int64_t width, double* total) {
   Real lane[Vectors][kLanes] = {};
