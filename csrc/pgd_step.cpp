@@ -8,12 +8,13 @@
 namespace fairkernels {
 namespace {
 
-template <typename Real>
+template <typename T, typename Real>
 void run(const PgdStep<Real>& pgd, Norm norm, const ImageWalk& images) {
   if (norm == Norm::linf) {
-    parallel_ranges(images.chunks(), kChunk, [&](int64_t begin, int64_t end) { linf_chunks(pgd, begin, end); });
+    parallel_ranges(images.chunks(), kChunk, [&](int64_t begin, int64_t end) { linf_chunks<T>(pgd, begin, end); });
   } else {
-    parallel_ranges(images.samples(), pgd.elements, [&](int64_t begin, int64_t end) { l2_samples(pgd, begin, end); });
+    parallel_ranges(images.samples(), pgd.elements,
+                    [&](int64_t begin, int64_t end) { l2_samples<T>(pgd, begin, end); });
   }
 }
 
@@ -38,7 +39,8 @@ void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Option
     return;
   }
   with_float_type(dtype, [&](auto type) {
-    using Real = Accumulator<decltype(type)>;
+    using T = decltype(type);
+    using Real = Accumulator<T>;
     const auto parameter = [](double value, const std::unique_ptr<Source>& each) {
       return Parameter<Real>{static_cast<Real>(value), each.get()};
     };
@@ -53,7 +55,7 @@ void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Option
                             static_cast<Real>(targeted ? -1 : 1),
                             sink,
                             images.elements()};
-    run(pgd, norm, images);
+    run<T>(pgd, norm, images);
   });
 }
 

@@ -31,12 +31,13 @@ Tensor empty_like(const Tensor& x, Dtype dtype) {
   return empty_strided(shape, dense(shape, strides) ? strides : contiguous_strides(shape), dtype);
 }
 
-template <typename Real>
+template <typename T, typename Real>
 void run(const RandomStart<Real>& task, Norm norm, const ImageWalk& images) {
   if (norm == Norm::linf) {
-    parallel_ranges(images.chunks(), kChunk, [&](int64_t begin, int64_t end) { linf_start(task, begin, end); });
+    parallel_ranges(images.chunks(), kChunk, [&](int64_t begin, int64_t end) { linf_start<T>(task, begin, end); });
   } else {
-    parallel_ranges(images.samples(), task.elements, [&](int64_t begin, int64_t end) { l2_start(task, begin, end); });
+    parallel_ranges(images.samples(), task.elements,
+                    [&](int64_t begin, int64_t end) { l2_start<T>(task, begin, end); });
   }
 }
 
@@ -55,7 +56,8 @@ Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTens
     return out;
   }
   with_float_type(dtype, [&](auto type) {
-    using Real = Accumulator<decltype(type)>;
+    using T = decltype(type);
+    using Real = Accumulator<T>;
     const auto parameter = [](double value, const std::unique_ptr<Source>& each) {
       return Parameter<Real>{static_cast<Real>(value), each.get()};
     };
@@ -66,7 +68,7 @@ Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTens
                                  static_cast<uint64_t>(seed),
                                  sink,
                                  images.elements()};
-    run(task, norm, images);
+    run<T>(task, norm, images);
   });
   return out;
 }

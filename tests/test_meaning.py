@@ -1,5 +1,6 @@
 """The references themselves: against loops, PyTorch and SciPy, with the numbers of the specification by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -398,6 +399,53 @@ def test_a_nan_image_stays_nan(backend):
         images[place][0, 7] = torch.nan
         moved = FK.pgd_step(images["x_adv"], torch.ones(1, 40), images["x"], alpha=0.1, eps=0.1, backend=backend)
         assert moved.isnan().nonzero().tolist() == [[0, 7]]
+
+
+SPECIAL = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -2.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_native_steps_treat_every_special_value_as_the_reference_does(dtype, as_tensors):
+    """All triples of special values in the images; parameters as numbers, and as tensors that change everywhere."""
+    x_adv, grad, x = (images.to(dtype) for images in torch.cartesian_prod(SPECIAL, SPECIAL, SPECIAL).T[:, None])
+    highs = [1.0, torch.inf, *([torch.nan] if as_tensors else [])]
+    lows = [0.0, -torch.inf, *([torch.nan] if as_tensors else [])]
+    for alpha, eps, low, high in itertools.product([0.1, torch.inf], [0.0, 0.2, torch.inf], lows, highs):
+        numbers = [alpha, eps, low, high]
+        if as_tensors:
+            numbers = [torch.where(torch.arange(x.numel()) % 2 == 0, number, 0.5)[None] for number in numbers]
+        alphas, radii, *bounds = numbers
+        ours, theirs = (
+            FK.pgd_step(x_adv, grad, x, alpha=alphas, eps=radii, bounds=tuple(bounds), backend=backend)
+            for backend in ("native", "reference")
+        )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(27, 31), (40, 50), (3, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_change_anywhere_in_large_images(memory_format, size, dtype):
+    """Kernels work in chunks of 1024 elements: parameters change within them, on their edges and beyond."""
+    x_adv, grad, x = (images.to(dtype).contiguous(memory_format=memory_format) for images in attack_point(7, 3, *size))
+    sample, channel = torch.linspace(0.02, 0.3, 7), torch.linspace(0.05, 0.2, 3).view(1, 3, 1, 1)
+    place, everywhere = torch.rand(7, 1, *size).round(), torch.rand(x.shape)
+    bounds = (0.1 + channel / 4, 0.9 - channel / 4)
+    cases = [
+        {"alpha": 0.1, "eps": sample},
+        {"alpha": channel, "eps": channel, "bounds": bounds},
+        {"alpha": sample, "eps": channel, "mask": place},
+        {"alpha": everywhere, "eps": sample, "bounds": (0.2, bounds[1]), "mask": place.bool()},
+        {"alpha": sample, "eps": sample, "bounds": bounds, "mask": place, "norm": "l2"},
+    ]
+    for case in cases:
+        ours, theirs = (FK.pgd_step(x_adv, grad, x, **case, backend=backend) for backend in ("native", "reference"))
+        torch.testing.assert_close(ours, theirs)
+        if "mask" not in case:
+            start = {key: case[key] for key in case if key != "alpha"}
+            ours, theirs = (FK.random_start(x, **start, seed=5, backend=backend) for backend in ("native", "reference"))
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

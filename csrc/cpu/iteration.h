@@ -1,7 +1,8 @@
-// The leading eigenvector of a symmetric positive semidefinite A, given by its products alone: power iteration accelerated by
-// its last two directions (locally optimal conjugate gradient), or the plain one. One product a step.
-// Vectors and scalars are kept in double whatever the matrix: beside a product of M * N terms they cost nothing, and a basis
-// of three that is orthonormal only to single precision breaks down near convergence.
+// The leading eigenvector of a symmetric positive semidefinite A, given by its products alone: power iteration
+// accelerated by its last two directions (locally optimal conjugate gradient), or the plain one. One product a step.
+// Vectors and scalars are kept in double whatever the matrix: beside a product of M * N terms they cost little, and a
+// basis of three that is orthonormal only to single precision breaks down near convergence. Vectors are padded with zeros
+// to whole lanes, which saves every pass over them its remainder.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +24,8 @@ struct IterationOptions {
   double noise = 1e-6;  // what is left of the residual when products are rounded; no tol goes below it
 };
 
-// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol, and
-// elsewhere u and v by about tol: 1e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
+// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol,
+// and elsewhere u and v by about tol: 1e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
 inline IterationOptions iteration_options(bool accelerated, bool in_double, int64_t iters = -1, double tol = -1) {
   const int64_t usual = !accelerated ? 1000 : in_double ? 256 : 64;
   return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-10 : 1e-5) : tol, in_double ? 2e-15 : 1e-6};
@@ -48,6 +49,46 @@ FK_CLONES static void remove(double s, double* a, double t, const double* b, dou
   for (int64_t i = 0; i < n; ++i) {
     a[i] = s * (a[i] - t * b[i] - u * c[i]);
   }
+}
+
+// r = av - theta * v; returns <r, r> and <v, r>. n is a multiple of kLanes here and below.
+struct Residual {
+  double squared;
+  double along;
+};
+
+FK_CLONES static Residual residual(const double* v, const double* av, double theta, int64_t n, double* r) {
+  double squared[kLanes] = {};
+  double along[kLanes] = {};
+  for (int64_t k = 0; k < n; k += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      const double left = av[k + j] - theta * v[k + j];
+      r[k + j] = left;
+      squared[j] += left * left;
+      along[j] += left * v[k + j];
+    }
+  }
+  return {add_lanes(squared), add_lanes(along)};
+}
+
+// <a, x> and <b, x>
+struct Pair {
+  double a;
+  double b;
+};
+
+FK_CLONES static Pair dots(const double* a, const double* b, const double* x, int64_t n) {
+  double with_a[kLanes] = {};
+  double with_b[kLanes] = {};
+  for (int64_t k = 0; k < n; k += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      with_a[j] += a[k + j] * x[k + j];
+      with_b[j] += b[k + j] * x[k + j];
+    }
+  }
+  return {add_lanes(with_a), add_lanes(with_b)};
 }
 
 // v = c * v + s * t and p = c * t - s * v with t = a * r + b * p: a rotation of v towards t.
@@ -86,59 +127,46 @@ struct Direction {
   }
 };
 
-// One rotation of Jacobi's method: annihilates t[p][q], p < q of 0, 1, 2, and turns the eigenvectors along.
-inline void rotate(double (&t)[3][3], double (&vectors)[3][3], int p, int q) {
-  if (t[p][q] == 0) {
-    return;
-  }
-  const double ratio = (t[q][q] - t[p][p]) / (2 * t[p][q]);
-  const double tangent = (ratio < 0 ? -1 : 1) / (std::fabs(ratio) + std::sqrt(ratio * ratio + 1));
-  const double cosine = 1 / std::sqrt(tangent * tangent + 1);
-  const double sine = tangent * cosine;
-  const int r = 3 - p - q;
-  const double off = t[p][q];
-  t[p][p] -= tangent * off;
-  t[q][q] += tangent * off;
-  t[p][q] = t[q][p] = 0;
-  const double rp = cosine * t[r][p] - sine * t[r][q];
-  const double rq = sine * t[r][p] + cosine * t[r][q];
-  t[r][p] = t[p][r] = rp;
-  t[r][q] = t[q][r] = rq;
-  for (auto& row : vectors) {
-    const double vp = cosine * row[p] - sine * row[q];
-    row[q] = sine * row[p] + cosine * row[q];
-    row[p] = vp;
-  }
-}
-
 struct Coefficients {
   double v, r, p;
 };
 
-// The eigenvector of the largest eigenvalue of a symmetric 3 x 3 matrix, which is worn out. Convergence is quadratic: of
-// eight sweeps the last ones find nothing to do.
-inline Coefficients leading_eigenvector(double (&t)[3][3]) {
-  double vectors[3][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
-  const double negligible = 1e-18 * (t[0][0] + t[1][1] + t[2][2]);
-  for (int sweep = 0; sweep < 8 && std::fabs(t[0][1]) + std::fabs(t[0][2]) + std::fabs(t[1][2]) > negligible; ++sweep) {
-    rotate(t, vectors, 0, 1);
-    rotate(t, vectors, 0, 2);
-    rotate(t, vectors, 1, 2);
+// The eigenvector of the largest eigenvalue of [[0, a, b], [a, c, d], [b, d, e]], a > 0; it need not have length 1.
+// Newton's method on the characteristic polynomial falls monotonically from an upper bound, the eigenvalue of
+// [[0, h], [h, m]] with h = |(a, b)| and m that of the lower block. Close to convergence of the iteration around it the
+// bound is h^2 / |m| already, and two turns are enough: Jacobi's rotations took longer than vectors of a hundred entries.
+inline Coefficients leading_eigenvector(double a, double b, double c, double d, double e) {
+  const double h2 = a * a + b * b;
+  const double m = (c + e) / 2 + std::sqrt((c - e) * (c - e) / 4 + d * d);
+  const double root = std::sqrt(m * m / 4 + h2);
+  double x = m > 0 ? m / 2 + root : h2 / (root - m / 2);
+  for (int turn = 0; turn < 16; ++turn) {
+    const double block = (x - c) * (x - e) - d * d;
+    const double value = x * block - a * a * (x - e) - b * b * (x - c) - 2 * a * b * d;
+    const double slope = block + x * (2 * x - c - e) - h2;
+    const double change = value / slope;
+    if (!(change > 1e-12 * x)) {
+      break;
+    }
+    x -= change;
   }
-  int top = t[1][1] > t[0][0] ? 1 : 0;
-  top = t[2][2] > t[top][top] ? 2 : top;
-  const double sign = vectors[0][top] < 0 ? -1 : 1;
-  return {sign * vectors[0][top], sign * vectors[1][top], sign * vectors[2][top]};
+  return {(x - c) * (x - e) - d * d, a * (x - e) + b * d, b * (x - c) + a * d};
 }
 
-// apply(x, y) computes y = A x. The iteration goes on until the residual is small: it tells an eigenvector, the change of
-// theta does not. Nor does it go on beyond, where directions are noise.
+// apply(x, y) computes y = A x, the padding left as it is. The iteration goes on until the residual is small: it tells an
+// eigenvector, the change of theta does not. Nor does it go on beyond, where directions are noise.
 template <typename Apply>
 class LeadingDirection {
  public:
   LeadingDirection(Vector start, const Apply& apply, const IterationOptions& options)
-      : apply_(apply), options_(options), v_(start.size()), r_(start.size()), p_(start.size()) {
-    v_.x = std::move(start);
+      : apply_(apply),
+        options_(options),
+        n_(start.size()),
+        width_(padded(n_)),
+        v_(width_),
+        r_(width_),
+        p_(width_) {
+    std::copy(start.begin(), start.end(), v_.x.begin());
     scale(v_.x, 1 / norm(v_.x));
     apply_(v_.x, v_.ax);
     for (steps_ = 0; steps_ < options_.iters && !converged(); ++steps_) {
@@ -146,19 +174,22 @@ class LeadingDirection {
     }
   }
 
-  Vector take() { return std::move(v_.x); }
+  Vector take() {
+    v_.x.resize(n_);
+    return std::move(v_.x);
+  }
+
   int64_t steps() const { return steps_; }
 
  private:
   static constexpr double kDependent = 1e-3;  // of p outside v and r: what is left of it is mostly rounding
   static constexpr double kCancelled = 1e-2;
-  static constexpr int64_t kRefresh = 8;
+  static constexpr int64_t kRefresh = 16;
 
   bool converged() {
     theta_ = dot(v_.x, v_.ax);
-    combine(1, v_.ax.data(), -theta_, v_.x.data(), v_.x.size(), r_.x.data());
-    residual_ = norm(r_.x);
-    return !(residual_ > std::max(options_.tol, options_.noise) * theta_);
+    residual_ = residual(v_.x.data(), v_.ax.data(), theta_, width_, r_.x.data());
+    return !(std::sqrt(residual_.squared) > std::max(options_.tol, options_.noise) * theta_);
   }
 
   void plain_step() {
@@ -179,23 +210,22 @@ class LeadingDirection {
 
   // It is orthogonal to v already but for rounding.
   void orthonormalise_r() {
-    const double along = dot(v_.x, r_.x);
-    const double left = 1 / std::sqrt(residual_ * residual_ - along * along);
-    combine(left, r_.x.data(), -along * left, v_.x.data(), v_.x.size(), r_.x.data());
+    const double along = residual_.along;
+    const double left = 1 / std::sqrt(residual_.squared - along * along);
+    combine(left, r_.x.data(), -along * left, v_.x.data(), width_, r_.x.data());
   }
 
-  // Twice where much of it is taken away, which leaves rounding errors along v and r; and then its product is a difference of
-  // large numbers, too, whose error would grow from step to step.
+  // Twice where much of it is taken away, which leaves rounding errors along v and r; and then its product is a
+  // difference of large numbers, too, whose error would grow from step to step.
   bool orthonormalise_p() {
     double least = 1;
     for (int twice = 0; twice < 2; ++twice) {
-      const double along_v = dot(v_.x, p_.x);
-      const double along_r = dot(r_.x, p_.x);
-      const double left = 1 - along_v * along_v - along_r * along_r;
+      const Pair along = dots(v_.x.data(), r_.x.data(), p_.x.data(), width_);
+      const double left = 1 - along.a * along.a - along.b * along.b;
       if (!(left >= kDependent * kDependent)) {
         return false;
       }
-      p_.remove(1 / std::sqrt(left), along_v, v_, along_r, r_);
+      p_.remove(1 / std::sqrt(left), along.a, v_, along.b, r_);
       least = std::min(least, left);
       if (left > 0.5) {
         break;
@@ -207,15 +237,14 @@ class LeadingDirection {
     return true;
   }
 
-  // Of v, r and p, which are orthonormal.
+  // Of v, r and p, which are orthonormal; of length 1.
   Coefficients best_combination() const {
-    const double vr = dot(v_.x, r_.ax);
-    const double rr = dot(r_.x, r_.ax);
-    const double vp = has_p_ ? dot(v_.x, p_.ax) : 0;
-    const double rp = has_p_ ? dot(r_.x, p_.ax) : 0;
-    const double pp = has_p_ ? dot(p_.x, p_.ax) : 0;
-    double t[3][3] = {{theta_, vr, vp}, {vr, rr, rp}, {vp, rp, pp}};
-    return leading_eigenvector(t);
+    const Pair of_r = dots(v_.x.data(), r_.x.data(), r_.ax.data(), width_);
+    const Pair across = has_p_ ? dots(v_.x.data(), r_.x.data(), p_.ax.data(), width_) : Pair{0, 0};
+    const double of_p = has_p_ ? dot(p_.x, p_.ax) : 0;
+    const Coefficients best = leading_eigenvector(of_r.a, across.a, of_r.b - theta_, across.b, of_p - theta_);
+    const double length = std::sqrt(best.v * best.v + best.r * best.r + best.p * best.p);
+    return {best.v / length, best.r / length, best.p / length};
   }
 
   // v turns towards the best combination; p becomes the direction, orthogonal to it, in which it has moved.
@@ -223,19 +252,21 @@ class LeadingDirection {
     const double sine = std::sqrt(best.r * best.r + best.p * best.p);
     has_p_ = sine > 0;
     if (has_p_) {
-      turn(best.v, sine, best.r / sine, best.p / sine, r_.x.data(), v_.x.size(), v_.x.data(), p_.x.data());
-      turn(best.v, sine, best.r / sine, best.p / sine, r_.ax.data(), v_.x.size(), v_.ax.data(), p_.ax.data());
+      turn(best.v, sine, best.r / sine, best.p / sine, r_.x.data(), width_, v_.x.data(), p_.x.data());
+      turn(best.v, sine, best.r / sine, best.p / sine, r_.ax.data(), width_, v_.ax.data(), p_.ax.data());
     }
   }
 
   const Apply& apply_;
   IterationOptions options_;
-  Direction v_;  // the estimate
-  Direction r_;  // its residual, the direction of steepest ascent
-  Direction p_;  // the last change of v
+  size_t n_;
+  int64_t width_;  // of the vectors: n padded with zeros
+  Direction v_;    // the estimate
+  Direction r_;    // its residual, the direction of steepest ascent
+  Direction p_;    // the last change of v
   bool has_p_ = false;
   double theta_ = 0;
-  double residual_ = 0;
+  Residual residual_{0, 0};
   int64_t steps_ = 0;
 };
 

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "cpu/iteration.h"
-#include "cpu/soft_confusion.h"
 #include "support/elements.h"
 #include "support/lanes.h"
 #include "support/platform.h"
@@ -168,6 +167,46 @@ FK_CLONES static void multiply(const double* rows, int64_t n_rows, int64_t width
   multiply_body(rows, n_rows, width, x, products);
 }
 
+// total[k] += the sum over rows of factors[r] rows[r][k], n_rows <= kGroup, which is added up in Real. Two vectors of
+// columns side by side, since the additions to one wait for each other.
+template <int64_t Vectors, typename Real>
+FK_INLINE void add_columns(const Real* rows, const Real* factors, int64_t n_rows, int64_t width, double* total) {
+  Real lane[Vectors][kLanes] = {};
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t i = 0; i < Vectors; ++i) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        lane[i][j] += factors[r] * rows[r * width + i * kLanes + j];
+      }
+    }
+  }
+  for (int64_t i = 0; i < Vectors; ++i) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      total[i * kLanes + j] += lane[i][j];
+    }
+  }
+}
+
+template <typename Real>
+FK_INLINE void add_group_body(const Real* rows, const Real* factors, int64_t n_rows, int64_t width, double* total) {
+  int64_t k = 0;
+  for (; k + 2 * kLanes <= width; k += 2 * kLanes) {
+    add_columns<2>(rows + k, factors, n_rows, width, total + k);
+  }
+  if (k < width) {
+    add_columns<1>(rows + k, factors, n_rows, width, total + k);
+  }
+}
+
+FK_CLONES static void add_group(const float* rows, const float* factors, int64_t n_rows, int64_t width, double* total) {
+  add_group_body(rows, factors, n_rows, width, total);
+}
+
+FK_CLONES static void add_group(const double* rows, const double* factors, int64_t n_rows, int64_t width, double* total) {
+  add_group_body(rows, factors, n_rows, width, total);
+}
+
 // y = M x.
 template <typename Real, typename Parallel>
 Vector product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel) {
@@ -218,7 +257,7 @@ class RowSums {
         Real factor[kGroup];
         const int64_t n = std::min(kGroup, matrix_.rows - first);
         factors(first, n, factor);
-        add_rows(matrix_.row(first), factor, n, width, &sums_[first / kRowsOfBlock * width]);
+        add_group(matrix_.row(first), factor, n, width, &sums_[first / kRowsOfBlock * width]);
       }
     });
     for (int64_t block = 1; block < blocks_; ++block) {

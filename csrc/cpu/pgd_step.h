@@ -1,5 +1,5 @@
 // One step of projected gradient descent.
-// linf: bound by memory, 3 reads and 1 write of an element, 16 bytes in fp32, nothing read twice; about 12 operations.
+// linf: bound by memory, 3 reads and 1 write of an element, 16 bytes in fp32, nothing read twice; about 20 operations.
 // l2: two passes, the first for three sums over a sample; 28 bytes of an element in fp32, unless a sample stays in the
 // cache.
 #pragma once
@@ -10,6 +10,7 @@
 
 #include "cpu/clip.h"
 #include "cpu/strided.h"
+#include "support/elements.h"
 #include "support/lanes.h"
 #include "support/platform.h"
 
@@ -23,43 +24,43 @@ struct Constant {
   FK_INLINE Real operator[](int64_t) const { return value; }
 };
 
-// +1, -1, and 0 for 0 and NaN.
+// +1, -1, and 0 for 0 and NaN, by one comparison.
 template <typename Real>
 FK_INLINE Real sign(Real x) {
-  return static_cast<Real>(x > 0) - static_cast<Real>(x < 0);
+  return std::fabs(x) > 0 ? std::copysign(Real(1), x) : Real(0);
 }
 
-// out = clip(clip(x_adv + step sign(grad), x - eps, x + eps), low, high); `out` may be any of the images.
-template <typename Real, typename Values>
-FK_INLINE void linf_step_body(const Real* x_adv, const Real* grad, const Real* x, Values step, Values eps, Values low,
-                              Values high, int64_t n, Real* out) {
+// A chunk of the images; `out` may be any of the others.
+template <typename T>
+struct Images {
+  const T* x_adv;
+  const T* grad;
+  const T* x;
+  T* out;
+  int64_t n;
+};
+
+// The parameters of a chunk: of one value each, or arrays.
+template <typename Values>
+struct LinfValues {
+  Values alpha;
+  Values eps;
+  Values low;
+  Values high;
+  Values mask;
+};
+
+// out = clip(clip(x_adv + direction alpha mask sign(grad), x - eps, x + eps), low, high)
+template <typename T, typename Values, typename Real = Accumulator<T>>
+FK_INLINE void linf_step_body(Images<T> images, LinfValues<Values> values, Real direction) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const Real moved = x_adv[i] + step[i] * sign(grad[i]);
-    const Real near = clip(moved, x[i] - eps[i], x[i] + eps[i]);
-    out[i] = clip(near, low[i], high[i]);
+  for (int64_t i = 0; i < images.n; ++i) {
+    const Real step = direction * values.alpha[i] * values.mask[i];
+    const Real moved = widen(images.x_adv[i]) + step * sign(widen(images.grad[i]));
+    const Real centre = widen(images.x[i]);
+    const Real near = clip(moved, centre - values.eps[i], centre + values.eps[i]);
+    images.out[i] = narrow(clip(near, values.low[i], values.high[i]), T{});
   }
-}
-
-FK_CLONES static void linf_step(const float* x_adv, const float* grad, const float* x, Constant<float> step,
-                                Constant<float> eps, Constant<float> low, Constant<float> high, int64_t n, float* out) {
-  linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
-}
-
-FK_CLONES static void linf_step(const double* x_adv, const double* grad, const double* x, Constant<double> step,
-                                Constant<double> eps, Constant<double> low, Constant<double> high, int64_t n,
-                                double* out) {
-  linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
-}
-
-FK_CLONES static void linf_step(const float* x_adv, const float* grad, const float* x, const float* step,
-                                const float* eps, const float* low, const float* high, int64_t n, float* out) {
-  linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
-}
-
-FK_CLONES static void linf_step(const double* x_adv, const double* grad, const double* x, const double* step,
-                                const double* eps, const double* low, const double* high, int64_t n, double* out) {
-  linf_step_body(x_adv, grad, x, step, eps, low, high, n, out);
 }
 
 // Sums over a chunk of a sample, in double: squares of large or tiny gradients would leave the range of floats.
@@ -69,59 +70,68 @@ struct L2Sums {
   double delta_grad;
 };
 
-template <typename Real>
-FK_INLINE L2Sums l2_sums_body(const Real* x_adv, const Real* grad, const Real* x, int64_t n) {
-  const auto delta = [=](int64_t i) { return static_cast<double>(x_adv[i] - x[i]); };
-  const auto slope = [=](int64_t i) { return static_cast<double>(grad[i]); };
-  return {ragged_sum<double>(n, [=](int64_t i) { return slope(i) * slope(i); }),
-          ragged_sum<double>(n, [=](int64_t i) { return delta(i) * delta(i); }),
-          ragged_sum<double>(n, [=](int64_t i) { return delta(i) * slope(i); })};
-}
-
-FK_CLONES static L2Sums l2_sums(const float* x_adv, const float* grad, const float* x, int64_t n) {
-  return l2_sums_body(x_adv, grad, x, n);
-}
-
-FK_CLONES static L2Sums l2_sums(const double* x_adv, const double* grad, const double* x, int64_t n) {
-  return l2_sums_body(x_adv, grad, x, n);
-}
-
-// out = clip(x + ((x_adv - x) + step grad) shrink, low, high); `out` may be any of the images.
-template <typename Real>
-FK_INLINE void l2_step_body(const Real* x_adv, const Real* grad, const Real* x, Real step, Real shrink, const Real* low,
-                            const Real* high, int64_t n, Real* out) {
+template <typename T, typename Real = Accumulator<T>>
+FK_INLINE L2Sums l2_sums_body(Images<T> images, const Real* mask) {
+  double grad_grad[kLanes] = {};
+  double delta_delta[kLanes] = {};
+  double delta_grad[kLanes] = {};
+  const auto add = [&](int64_t i, int64_t lane) {
+    const double delta = widen(images.x_adv[i]) - widen(images.x[i]);
+    const double slope = widen(images.grad[i]) * mask[i];
+    grad_grad[lane] += slope * slope;
+    delta_delta[lane] += delta * delta;
+    delta_grad[lane] += delta * slope;
+  };
+  const int64_t whole = images.n / kLanes * kLanes;
+  for (int64_t first = 0; first < whole; first += kLanes) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const Real delta = (x_adv[i] - x[i]) + step * grad[i];
-    out[i] = clip(x[i] + delta * shrink, low[i], high[i]);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      add(first + lane, lane);
+    }
+  }
+  for (int64_t i = whole; i < images.n; ++i) {
+    add(i, i - whole);
+  }
+  return {add_lanes(grad_grad), add_lanes(delta_delta), add_lanes(delta_grad)};
+}
+
+template <typename Real>
+struct L2Values {
+  Real step;
+  Real shrink;
+  const Real* low;
+  const Real* high;
+  const Real* mask;
+};
+
+// out = clip(x + ((x_adv - x) + step mask grad) shrink, low, high)
+template <typename T, typename Real = Accumulator<T>>
+FK_INLINE void l2_step_body(Images<T> images, L2Values<Real> values) {
+#pragma omp simd
+  for (int64_t i = 0; i < images.n; ++i) {
+    const Real centre = widen(images.x[i]);
+    const Real slope = widen(images.grad[i]) * values.mask[i];
+    const Real delta = (widen(images.x_adv[i]) - centre) + values.step * slope;
+    images.out[i] = narrow(clip(centre + delta * values.shrink, values.low[i], values.high[i]), T{});
   }
 }
 
-FK_CLONES static void l2_step(const float* x_adv, const float* grad, const float* x, float step, float shrink,
-                              const float* low, const float* high, int64_t n, float* out) {
-  l2_step_body(x_adv, grad, x, step, shrink, low, high, n, out);
-}
+// The same as functions of each type of images, which is what can be cloned.
+#define FK_PGD_KERNELS(T, Real)                                                                             \
+  FK_CLONES static void linf_step(Images<T> images, LinfValues<Constant<Real>> values, Real direction) {    \
+    linf_step_body(images, values, direction);                                                              \
+  }                                                                                                         \
+  FK_CLONES static void linf_step(Images<T> images, LinfValues<const Real*> values, Real direction) {       \
+    linf_step_body(images, values, direction);                                                              \
+  }                                                                                                         \
+  FK_CLONES static L2Sums l2_sums(Images<T> images, const Real* mask) { return l2_sums_body(images, mask); } \
+  FK_CLONES static void l2_step(Images<T> images, L2Values<Real> values) { l2_step_body(images, values); }
 
-FK_CLONES static void l2_step(const double* x_adv, const double* grad, const double* x, double step, double shrink,
-                              const double* low, const double* high, int64_t n, double* out) {
-  l2_step_body(x_adv, grad, x, step, shrink, low, high, n, out);
-}
-
-template <typename Real>
-FK_INLINE void multiply_body(const Real* a, const Real* b, int64_t n, Real* product) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    product[i] = a[i] * b[i];
-  }
-}
-
-FK_CLONES static void multiply(const float* a, const float* b, int64_t n, float* product) {
-  multiply_body(a, b, n, product);
-}
-
-FK_CLONES static void multiply(const double* a, const double* b, int64_t n, double* product) {
-  multiply_body(a, b, n, product);
-}
+FK_PGD_KERNELS(float, float)
+FK_PGD_KERNELS(double, double)
+FK_PGD_KERNELS(BFloat16, float)
+FK_PGD_KERNELS(Half, float)
+#undef FK_PGD_KERNELS
 
 template <typename Real>
 struct PgdStep {
@@ -137,84 +147,85 @@ struct PgdStep {
   const Sink& out;
   int64_t elements;  // of a sample for l2, of everything for linf
 
-  bool constant() const { return !alpha.each && !eps.each && !low.each && !high.each && !mask.each; }
+  // For how many elements from `start` on, at most n, no parameter changes.
+  int64_t constant_for(int64_t start, int64_t n) const {
+    for (const Parameter<Real>* parameter : {&alpha, &eps, &low, &high, &mask}) {
+      n = parameter->constant_for(start, n);
+    }
+    return n;
+  }
 };
 
 // One thread's buffers of a chunk each.
-template <typename Real>
+template <typename T, typename Real = Accumulator<T>>
 struct PgdBuffers {
-  alignas(64) Real x_adv[kChunk];
-  alignas(64) Real grad[kChunk];
-  alignas(64) Real x[kChunk];
-  alignas(64) Real alpha[kChunk];
-  alignas(64) Real eps[kChunk];
-  alignas(64) Real low[kChunk];
-  alignas(64) Real high[kChunk];
-  alignas(64) Real mask[kChunk];
-  alignas(64) Real step[kChunk];
-  alignas(64) Real out[kChunk];
+  alignas(64) T x_adv[kChunk];
+  alignas(64) T grad[kChunk];
+  alignas(64) T x[kChunk];
+  alignas(64) T out[kChunk];
+  alignas(64) Real alpha[kFilled];
+  alignas(64) Real eps[kFilled];
+  alignas(64) Real low[kFilled];
+  alignas(64) Real high[kFilled];
+  alignas(64) Real mask[kFilled];
 
   explicit PgdBuffers(const PgdStep<Real>& pgd) {
-    pgd.alpha.fill(alpha);
-    pgd.eps.fill(eps);
-    pgd.low.fill(low);
-    pgd.high.fill(high);
-    pgd.mask.fill(mask);
+    const int64_t n = std::min(kChunk, pgd.elements);
+    pgd.alpha.fill(n, alpha);
+    pgd.eps.fill(n, eps);
+    pgd.low.fill(n, low);
+    pgd.high.fill(n, high);
+    pgd.mask.fill(n, mask);
+  }
+
+  Images<T> images(const PgdStep<Real>& pgd, int64_t sample, int64_t start, int64_t n) {
+    return {pgd.x_adv.image(sample, start, n, x_adv), pgd.grad.image(sample, start, n, grad),
+            pgd.x.image(sample, start, n, x), pgd.out.place(sample, start, out), n};
   }
 };
 
-template <typename Real>
-void linf_chunk(const PgdStep<Real>& pgd, int64_t start, int64_t n, PgdBuffers<Real>& buffers) {
-  const Real* x_adv = pgd.x_adv.read(0, start, n, buffers.x_adv);
-  const Real* grad = pgd.grad.read(0, start, n, buffers.grad);
-  const Real* x = pgd.x.read(0, start, n, buffers.x);
-  Real* out = pgd.out.place(0, start, buffers.out);
-  const Real direction = pgd.direction;
-  if (pgd.constant()) {
-    using Value = Constant<Real>;
-    linf_step(x_adv, grad, x, Value{direction * pgd.alpha.value}, Value{pgd.eps.value}, Value{pgd.low.value},
-              Value{pgd.high.value}, n, out);
+// Elements [start, start + n), for which the parameters are constant or not.
+template <typename T, typename Real>
+void linf_run(const PgdStep<Real>& pgd, int64_t start, int64_t n, bool constant, PgdBuffers<T>& buffers) {
+  const Images<T> images = buffers.images(pgd, 0, start, n);
+  if (constant) {
+    const auto value = [&](const Parameter<Real>& parameter) { return Constant<Real>{parameter.at(0, start)}; };
+    const LinfValues<Constant<Real>> values{value(pgd.alpha), value(pgd.eps), value(pgd.low), value(pgd.high),
+                                            value(pgd.mask)};
+    linf_step(images, values, pgd.direction);
   } else {
-    const Real* alpha = pgd.alpha.read(0, start, n, buffers.alpha);
-    const Real* eps = pgd.eps.read(0, start, n, buffers.eps);
-    const Real* low = pgd.low.read(0, start, n, buffers.low);
-    const Real* high = pgd.high.read(0, start, n, buffers.high);
-    const Real* mask = pgd.mask.read(0, start, n, buffers.mask);
-    std::transform(alpha, alpha + n, mask, buffers.step, [=](Real a, Real m) { return direction * a * m; });
-    linf_step(x_adv, grad, x, static_cast<const Real*>(buffers.step), eps, low, high, n, out);
+    const LinfValues<const Real*> values{
+        pgd.alpha.read(0, start, n, buffers.alpha), pgd.eps.read(0, start, n, buffers.eps),
+        pgd.low.read(0, start, n, buffers.low), pgd.high.read(0, start, n, buffers.high),
+        pgd.mask.read(0, start, n, buffers.mask)};
+    linf_step(images, values, pgd.direction);
   }
-  pgd.out.write(0, start, n, out, buffers.out);
+  pgd.out.write(0, start, n, images.out);
 }
 
-// Chunks [begin, end) of kChunk elements.
-template <typename Real>
+// Chunks [begin, end) of kChunk elements, or what is left of them up to where a parameter changes, unless that is soon.
+template <typename T, typename Real>
 void linf_chunks(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
-  PgdBuffers<Real> buffers(pgd);
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t start = chunk * kChunk;
-    linf_chunk(pgd, start, std::min(kChunk, pgd.elements - start), buffers);
+  constexpr int64_t kWorthwhile = 64;
+  PgdBuffers<T> buffers(pgd);
+  const int64_t stop = std::min(end * kChunk, pgd.elements);
+  for (int64_t start = begin * kChunk; start < stop;) {
+    const int64_t chunk = std::min(kChunk, stop - start);
+    const int64_t constant = pgd.constant_for(start, chunk);
+    const bool worthwhile = constant >= std::min(kWorthwhile, chunk);
+    const int64_t n = worthwhile ? constant : chunk;
+    linf_run(pgd, start, n, worthwhile, buffers);
+    start += n;
   }
 }
 
-template <typename Real>
-const Real* masked_gradient(const PgdStep<Real>& pgd, int64_t sample, int64_t start, int64_t n,
-                            PgdBuffers<Real>& buffers) {
-  const Real* grad = pgd.grad.read(sample, start, n, buffers.grad);
-  if (pgd.mask.each == nullptr) {
-    return grad;
-  }
-  multiply(grad, pgd.mask.read(sample, start, n, buffers.mask), n, buffers.grad);
-  return buffers.grad;
-}
-
-template <typename Real>
-L2Sums sample_sums(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<Real>& buffers) {
+template <typename T, typename Real>
+L2Sums sample_sums(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<T>& buffers) {
   L2Sums total{0, 0, 0};
   for (int64_t start = 0; start < pgd.elements; start += kChunk) {
     const int64_t n = std::min(kChunk, pgd.elements - start);
-    const Real* grad = masked_gradient(pgd, sample, start, n, buffers);
-    const Real* x_adv = pgd.x_adv.read(sample, start, n, buffers.x_adv);
-    const L2Sums sums = l2_sums(x_adv, grad, pgd.x.read(sample, start, n, buffers.x), n);
+    const Real* mask = pgd.mask.read(sample, start, n, buffers.mask);
+    const L2Sums sums = l2_sums(buffers.images(pgd, sample, start, n), mask);
     total.grad_grad += sums.grad_grad;
     total.delta_delta += sums.delta_delta;
     total.delta_grad += sums.delta_grad;
@@ -227,30 +238,29 @@ inline double shrink_factor(double squared, double eps) {
   return squared <= eps * eps ? 1 : eps / std::sqrt(squared);
 }
 
-template <typename Real>
-void l2_sample(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<Real>& buffers) {
-  const double alpha = *pgd.alpha.read(sample, 0, 1, buffers.alpha);
-  const double eps = *pgd.eps.read(sample, 0, 1, buffers.eps);
+template <typename T, typename Real>
+void l2_sample(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<T>& buffers) {
+  const double alpha = pgd.alpha.at(sample, 0);
+  const double eps = pgd.eps.at(sample, 0);
   const L2Sums sums = sample_sums(pgd, sample, buffers);
   const double step = pgd.direction * alpha / (std::sqrt(sums.grad_grad) + 1e-10);
   const double squared = sums.delta_delta + 2 * step * sums.delta_grad + step * step * sums.grad_grad;
   const double shrink = shrink_factor(squared, eps);
   for (int64_t start = 0; start < pgd.elements; start += kChunk) {
     const int64_t n = std::min(kChunk, pgd.elements - start);
-    const Real* grad = masked_gradient(pgd, sample, start, n, buffers);
-    const Real* x_adv = pgd.x_adv.read(sample, start, n, buffers.x_adv);
-    const Real* x = pgd.x.read(sample, start, n, buffers.x);
-    const Real* low = pgd.low.read(sample, start, n, buffers.low);
-    const Real* high = pgd.high.read(sample, start, n, buffers.high);
-    Real* out = pgd.out.place(sample, start, buffers.out);
-    l2_step(x_adv, grad, x, static_cast<Real>(step), static_cast<Real>(shrink), low, high, n, out);
-    pgd.out.write(sample, start, n, out, buffers.out);
+    const Images<T> images = buffers.images(pgd, sample, start, n);
+    const L2Values<Real> values{static_cast<Real>(step), static_cast<Real>(shrink),
+                                pgd.low.read(sample, start, n, buffers.low),
+                                pgd.high.read(sample, start, n, buffers.high),
+                                pgd.mask.read(sample, start, n, buffers.mask)};
+    l2_step(images, values);
+    pgd.out.write(sample, start, n, images.out);
   }
 }
 
-template <typename Real>
+template <typename T, typename Real>
 void l2_samples(const PgdStep<Real>& pgd, int64_t begin, int64_t end) {
-  PgdBuffers<Real> buffers(pgd);
+  PgdBuffers<T> buffers(pgd);
   for (int64_t sample = begin; sample < end; ++sample) {
     l2_sample(pgd, sample, buffers);
   }

@@ -46,12 +46,12 @@ FK_CLONES static void centre(const float* uniforms, const double* eps, int64_t n
   centre_body(uniforms, eps, n, offsets);
 }
 
-template <typename Real>
-FK_INLINE void shift_and_clip_body(const Real* x, const Real* offsets, const Real* low, const Real* high, int64_t n,
-                                   Real* out) {
+template <typename T, typename Real = Accumulator<T>>
+FK_INLINE void shift_and_clip_body(const T* x, const Real* offsets, const Real* low, const Real* high, int64_t n,
+                                   T* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = clip(x[i] + offsets[i], low[i], high[i]);
+    out[i] = narrow(clip(widen(x[i]) + offsets[i], low[i], high[i]), T{});
   }
 }
 
@@ -62,6 +62,16 @@ FK_CLONES static void shift_and_clip(const float* x, const float* offsets, const
 
 FK_CLONES static void shift_and_clip(const double* x, const double* offsets, const double* low, const double* high,
                                      int64_t n, double* out) {
+  shift_and_clip_body(x, offsets, low, high, n, out);
+}
+
+FK_CLONES static void shift_and_clip(const BFloat16* x, const float* offsets, const float* low, const float* high,
+                                     int64_t n, BFloat16* out) {
+  shift_and_clip_body(x, offsets, low, high, n, out);
+}
+
+FK_CLONES static void shift_and_clip(const Half* x, const float* offsets, const float* low, const float* high,
+                                     int64_t n, Half* out) {
   shift_and_clip_body(x, offsets, low, high, n, out);
 }
 
@@ -76,39 +86,40 @@ struct RandomStart {
   int64_t elements;  // of a sample for l2, of everything for linf
 };
 
-template <typename Real>
+template <typename T, typename Real = Accumulator<T>>
 struct StartBuffers {
   alignas(64) float uniforms[kChunk];
   alignas(64) Real offsets[kChunk];
-  alignas(64) Real x[kChunk];
-  alignas(64) Real eps[kChunk];
-  alignas(64) Real low[kChunk];
-  alignas(64) Real high[kChunk];
-  alignas(64) Real out[kChunk];
+  alignas(64) T x[kChunk];
+  alignas(64) Real eps[kFilled];
+  alignas(64) Real low[kFilled];
+  alignas(64) Real high[kFilled];
+  alignas(64) T out[kChunk];
 
   explicit StartBuffers(const RandomStart<Real>& task) {
-    task.eps.fill(eps);
-    task.low.fill(low);
-    task.high.fill(high);
+    const int64_t n = std::min(kChunk, task.elements);
+    task.eps.fill(n, eps);
+    task.low.fill(n, low);
+    task.high.fill(n, high);
   }
 };
 
 // Moves a chunk of x by `offsets`.
-template <typename Real>
+template <typename T, typename Real>
 void place_chunk(const RandomStart<Real>& task, int64_t sample, int64_t start, int64_t n, const Real* offsets,
-                 StartBuffers<Real>& buffers) {
-  const Real* x = task.x.read(sample, start, n, buffers.x);
+                 StartBuffers<T>& buffers) {
+  const T* x = task.x.image(sample, start, n, buffers.x);
   const Real* low = task.low.read(sample, start, n, buffers.low);
   const Real* high = task.high.read(sample, start, n, buffers.high);
-  Real* out = task.out.place(sample, start, buffers.out);
+  T* out = task.out.place(sample, start, buffers.out);
   shift_and_clip(x, offsets, low, high, n, out);
-  task.out.write(sample, start, n, out, buffers.out);
+  task.out.write(sample, start, n, out);
 }
 
 // Chunks [begin, end) of kChunk elements: x + eps (2u - 1), clipped.
-template <typename Real>
+template <typename T, typename Real>
 void linf_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
-  StartBuffers<Real> buffers(task);
+  StartBuffers<T> buffers(task);
   for (int64_t start = begin * kChunk; start < std::min(end * kChunk, task.elements); start += kChunk) {
     const int64_t n = std::min(kChunk, task.elements - start);
     uniform_run(task.seed, 0, start / 4, (n + 3) / 4, buffers.uniforms);
@@ -152,9 +163,9 @@ void scale_direction(std::vector<Real>& direction, double radius) {
 }
 
 // Samples [begin, end): x + eps u^(1/d) times a normal direction, clipped.
-template <typename Real>
+template <typename T, typename Real>
 void l2_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
-  StartBuffers<Real> buffers(task);
+  StartBuffers<T> buffers(task);
   std::vector<Real> direction(task.elements);
   for (int64_t sample = begin; sample < end; ++sample) {
     const double eps = *task.eps.read(sample, 0, 1, buffers.eps);

@@ -54,6 +54,7 @@ struct Walk {
   }
 
   bool one_run() const { return sizes.size() == 1; }
+  bool straight() const { return one_run() && strides[0] == 1; }
 
   // After how many elements the operand repeats itself, as one value per channel does in channels_last; 0 if it does
   // not.
@@ -73,6 +74,21 @@ struct Walk {
     }
   }
 };
+
+// The straight run that element `start` is in, from there to its end.
+struct Run {
+  int64_t offset;
+  int64_t length;
+};
+
+inline Run run_at(const Walk& walk, int64_t start) {
+  Run run{0, walk.sizes.back() - start % walk.sizes.back()};
+  for (size_t d = walk.sizes.size(); d-- > 0;) {
+    run.offset += start % walk.sizes[d] * walk.strides[d];
+    start /= walk.sizes[d];
+  }
+  return run;
+}
 
 // Calls function(offset, done, length) for the straight runs of elements [start, start + count).
 template <typename Function>
@@ -102,6 +118,18 @@ void for_each_run(const Walk& walk, int64_t start, int64_t count, const Function
   }
 }
 
+// Elements of one type from one place to another.
+template <typename T>
+void copy_run(const T* from, int64_t from_stride, int64_t n, T* to, int64_t to_stride) {
+  if (from_stride == 1 && to_stride == 1) {
+    std::copy_n(from, n, to);
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      to[i * to_stride] = from[i * from_stride];
+    }
+  }
+}
+
 // An operand that is read: an image, or a parameter broadcast over it. Where samples are worked on one by one the walk
 // is that of one sample, and sample_stride leads from one to the next; otherwise there is a single sample, number 0.
 class Source {
@@ -109,32 +137,54 @@ class Source {
   Source(const void* data, Dtype dtype, Walk walk, int64_t sample_stride)
       : data_(data), dtype_(dtype), walk_(std::move(walk)), sample_stride_(sample_stride), period_(walk_.period()) {}
 
-  // Elements [start, start + count) as Real; they are in `buffer` unless they could be used where they are.
+  // Elements [start, start + count) of an image, as they are; in `buffer` unless they could be used where they are.
+  template <typename T>
+  const T* image(int64_t sample, int64_t start, int64_t count, T* buffer) const {
+    return elements(static_cast<const T*>(data_), sample, start, count, buffer);
+  }
+
+  // Elements [start, start + count) of a parameter, whatever their type, as Real; likewise.
   template <typename Real>
   const Real* read(int64_t sample, int64_t start, int64_t count, Real* buffer) const {
     return with_type(dtype_, [&](auto type) -> const Real* {
       using T = decltype(type);
-      const T* data = static_cast<const T*>(data_) + sample * sample_stride_;
-      if constexpr (std::is_same_v<T, Real>) {
-        if (walk_.one_run() && walk_.strides[0] == 1) {
-          return data + start;
-        }
-      }
-      gather(data, start, count, buffer);
-      return buffer;
+      return elements(static_cast<const T*>(data_), sample, start, count, buffer);
     });
   }
 
+  // For how many elements from `start` on, at most `count`, it has one value.
+  int64_t constant_for(int64_t start, int64_t count) const {
+    return std::min(count, walk_.strides.back() == 0 ? run_at(walk_, start).length : 1);
+  }
+
+  // After how many elements it repeats itself, in every sample alike, if that is within a chunk; else 0.
+  int64_t short_period() const { return sample_stride_ == 0 && period_ <= kChunk ? period_ : 0; }
+
  private:
-  template <typename T, typename Real>
-  void gather(const T* data, int64_t start, int64_t count, Real* buffer) const {
+  template <typename T, typename Element>
+  const Element* elements(const T* data, int64_t sample, int64_t start, int64_t count, Element* buffer) const {
+    data += sample * sample_stride_;
+    if constexpr (std::is_same_v<T, Element>) {
+      if (walk_.straight()) {
+        return data + start;
+      }
+      const Run run = run_at(walk_, start);
+      if (walk_.strides.back() == 1 && run.length >= count) {
+        return data + run.offset;
+      }
+    }
     const int64_t distinct = period_ > 0 ? std::min(period_, count) : count;
     for_each_run(walk_, start, distinct, [&](int64_t offset, int64_t done, int64_t length) {
-      load(data + offset, walk_.strides.back(), length, buffer + done);
+      if constexpr (std::is_same_v<T, Element>) {
+        copy_run(data + offset, walk_.strides.back(), length, buffer + done, 1);
+      } else {
+        load(data + offset, walk_.strides.back(), length, buffer + done);
+      }
     });
     for (int64_t done = distinct; done < count; done *= 2) {
       std::copy_n(buffer, std::min(done, count - done), buffer + done);
     }
+    return buffer;
   }
 
   const void* data_;
@@ -144,50 +194,71 @@ class Source {
   int64_t period_;
 };
 
-// A number for all elements, or an operand with one for each.
+// A number for all elements, or an operand with one for each. What repeats itself within a chunk is laid out once, in a
+// buffer of kFilled elements, for chunks to start anywhere in the first period.
+constexpr int64_t kFilled = 2 * kChunk;
+
 template <typename Real>
 struct Parameter {
   Real value;
   const Source* each;
 
-  // One thread's buffer of a chunk; a number fills it once and for all.
-  void fill(Real* buffer) const { std::fill_n(buffer, each == nullptr ? kChunk : 0, value); }
+  // Before the first chunk of at most n elements, one thread's buffer.
+  void fill(int64_t n, Real* buffer) const {
+    if (each == nullptr) {
+      std::fill_n(buffer, n, value);
+    } else if (each->short_period() > 0) {
+      each->read(0, 0, n + each->short_period(), buffer);
+    }
+  }
 
   const Real* read(int64_t sample, int64_t start, int64_t count, Real* filled) const {
-    return each == nullptr ? filled : each->read(sample, start, count, filled);
+    if (each == nullptr) {
+      return filled;
+    }
+    const int64_t period = each->short_period();
+    return period > 0 ? filled + start % period : each->read(sample, start, count, filled);
+  }
+
+  Real at(int64_t sample, int64_t index) const {
+    Real element;
+    return each == nullptr ? value : *each->read(sample, index, 1, &element);
+  }
+
+  int64_t constant_for(int64_t start, int64_t count) const {
+    return each == nullptr ? count : each->constant_for(start, count);
   }
 };
 
-// The operand that is written.
+// The operand that is written, an image.
 class Sink {
  public:
-  Sink(void* data, Dtype dtype, Walk walk, int64_t sample_stride)
-      : data_(data), dtype_(dtype), walk_(std::move(walk)), sample_stride_(sample_stride) {}
+  Sink(void* data, Walk walk, int64_t sample_stride)
+      : data_(data), walk_(std::move(walk)), sample_stride_(sample_stride) {}
 
   // Where to compute elements from `start` on: the result itself, or `buffer`, which write() then puts in its place.
-  template <typename Real>
-  Real* place(int64_t sample, int64_t start, Real* buffer) const {
-    const bool same_type = dtype_ == (std::is_same_v<Real, double> ? Dtype::float64 : Dtype::float32);
-    const bool in_place = same_type && walk_.one_run() && walk_.strides[0] == 1;
-    return in_place ? static_cast<Real*>(data_) + sample * sample_stride_ + start : buffer;
+  template <typename T>
+  T* place(int64_t sample, int64_t start, T* buffer) const {
+    return walk_.straight() ? address<T>(sample) + start : buffer;
   }
 
-  template <typename Real>
-  void write(int64_t sample, int64_t start, int64_t count, const Real* computed, const Real* buffer) const {
-    if (computed != buffer) {
+  template <typename T>
+  void write(int64_t sample, int64_t start, int64_t count, const T* computed) const {
+    if (walk_.straight()) {
       return;
     }
-    with_float_type(dtype_, [&](auto type) {
-      auto* data = static_cast<decltype(type)*>(data_) + sample * sample_stride_;
-      for_each_run(walk_, start, count, [&](int64_t offset, int64_t done, int64_t length) {
-        store(buffer + done, length, data + offset, walk_.strides.back());
-      });
+    for_each_run(walk_, start, count, [&](int64_t offset, int64_t done, int64_t length) {
+      copy_run(computed + done, 1, length, address<T>(sample) + offset, walk_.strides.back());
     });
   }
 
  private:
+  template <typename T>
+  T* address(int64_t sample) const {
+    return static_cast<T*>(data_) + sample * sample_stride_;
+  }
+
   void* data_;
-  Dtype dtype_;
   Walk walk_;
   int64_t sample_stride_;
 };

@@ -49,7 +49,7 @@ class ImageWalk {
     for (size_t d = 0; d < shape_.size(); ++d) {
       require(empty || shape_[d] == 1 || strides[d] != 0, "out must not be expanded: its elements would share memory");
     }
-    return Sink(tensor.mutable_data_ptr(), dtype, walk(strides), sample_stride(strides));
+    return Sink(tensor.mutable_data_ptr(), walk(strides), sample_stride(strides));
   }
 
   // A parameter of as many dimensions as the images, each of size 1 or theirs; null without one.
