@@ -21,8 +21,8 @@ BLOCK = 5e-4
 LEAST, MOST = 3, 25
 """Rounds of one call."""
 
-PATIENCE = 1.5
-"""Where ``LEAST`` rounds take more seconds than this, there is only one."""
+PATIENCE = 1.2
+"""Where ``LEAST`` rounds take more seconds than this or than four budgets, there is only one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def interleaved(calls: Mapping[str, Call], once: Mapping[str, float], budget: fl
 
 
 def rounds_within(budget: float, block: float) -> int:
-    return 1 if LEAST * block > PATIENCE else max(LEAST, min(MOST, int(budget / block)))
+    return 1 if LEAST * block > max(PATIENCE, 4 * budget) else max(LEAST, min(MOST, int(budget / block)))
 
 
 @contextlib.contextmanager
@@ -89,11 +89,12 @@ def peak_beyond(call: Call) -> int | None:
     release_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS")
-        call()
-        return max(resident("VmHWM") - before, 0)
     except OSError:
+        call()
         return None
+    before = resident("VmRSS")
+    call()
+    return max(resident("VmHWM") - before, 0)
 
 
 def resident(field: str) -> int:
