@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 
 from fairkernels.app.bench import BOTH, FORWARD, duration
 from fairkernels.app.bench_cases import CASES, OURS
+from fairkernels.app.bench_rivals import COMPILE, EAGER
 from fairkernels.ops.schema import OPERATORS
 
 RED = "🔴"
 CROSS_ENTROPY = "F.cross_entropy"
-COMPILE, EAGER = "torch.compile", "eager PyTorch"
 
 Cell = dict[str, Any]
 
@@ -47,7 +47,9 @@ REASONS = (
         for name, operator in OPERATORS.items()
         if not operator.kernels
     ),
-    Reason("spectral_norm", "one step on a stored vector, not converged", lambda cell: cell["rival"].startswith("param")),
+    Reason(
+        "spectral_norm", "one step on a stored vector, not converged", lambda cell: cell["rival"].startswith("param")
+    ),
 )
 """The first that applies is given; the others are not known yet."""
 
@@ -211,7 +213,9 @@ def growth_table(groups: dict[tuple[str, str], list[Cell]]) -> str:
         if cells[0]["sizes"].keys() != {"B", "K"} or cells[0]["kind"] == "predictions":
             continue
         for name in dict.fromkeys(name for cell in cells for name in cell["found"]):
-            exponents = [exponent(line(cells, name, *axis), axis[0]) for axis in (("B", "K", 100, 1024), ("K", "B", 128, 100))]
+            exponents = [
+                exponent(line(cells, name, *axis), axis[0]) for axis in (("B", "K", 100, 1024), ("K", "B", 128, 100))
+            ]
             if any(exponents):
                 rows.append([title(*key), name, *(f"{e:.2f}" if e is not None else "–" for e in exponents)])
     return table(["", "implementation", "in B", "in K"], rows, left=2)
@@ -232,7 +236,10 @@ def line(cells: list[Cell], name: str, axis: str, fixed: str, at: int, least: in
 def exponent(cells: list[Cell], axis: str, name: str = OURS) -> float | None:
     if len(cells) < 2:
         return None
-    sizes, seconds = ([math.log(x) for x in values] for values in ([c["sizes"][axis] for c in cells], [microseconds(c, name) for c in cells]))
+    sizes, seconds = (
+        [math.log(x) for x in values]
+        for values in ([c["sizes"][axis] for c in cells], [microseconds(c, name) for c in cells])
+    )
     return float(np.polyfit(sizes, seconds, 1)[0])
 
 
@@ -250,7 +257,12 @@ def section(content: dict[str, Any], operator: str, variant: str, cells: list[Ce
         text = cell_table(content, shown)
         yield f"**{head}**\n\n{text}" if number == 0 else f"<details><summary>{head}</summary>\n\n{text}\n\n</details>"
 
-    notes = {(name, found) for c in cells for name, found in c["found"].items() if isinstance(found, str) and not brief(found)}
+    notes = {
+        (name, found)
+        for c in cells
+        for name, found in c["found"].items()
+        if isinstance(found, str) and not brief(found)
+    }
     lines = [f"- {name}: {found.removeprefix('left out: ')}" for name, found in sorted(notes)]
     losses = {(n, reason(c, n)) for c in cells for n in contestants(c) if ratio(c, n) < 1}
     lines += [f"- {RED} {name}: {text}" for name, text in sorted(losses)]
@@ -263,7 +275,11 @@ def sizes_of(cell: Cell) -> str:
 
 
 def cell_table(content: dict[str, Any], cells: list[Cell]) -> str:
-    names = [name for name in cells[0]["found"] if name != OURS and any(measured(c, name) or brief(c["found"][name]) for c in cells)]
+    names = [
+        name
+        for name in cells[0]["found"]
+        if name != OURS and any(measured(c, name) or brief(c["found"][name]) for c in cells)
+    ]
     sizes = list(cells[0]["sizes"])
     sigma = cells[0]["operator"] == "spectral_norm"
     header = [*sizes, "", OURS, "GB/s", "of copy", "MB beyond", *(["error"] if sigma else []), *names]
@@ -323,7 +339,9 @@ def draw_roofline(content: dict[str, Any], path: Path) -> None:
     if peak:
         axis.axhline(peak, color="grey", linestyle="--", label=f"arithmetic: matrix product at {peak:.0f} Gop/s")
     for number, ((operator, variant), cells) in enumerate(by_operator(content).items()):
-        single = [c for c in cells if c["threads"] == 1 and (c["pass"] == BOTH or OPERATORS[operator].differentiable == 0)]
+        single = [
+            c for c in cells if c["threads"] == 1 and (c["pass"] == BOTH or OPERATORS[operator].differentiable == 0)
+        ]
         if not single:
             continue
         largest = max(single, key=lambda c: (elements(c), c["kind"] != "trained"))
@@ -331,7 +349,14 @@ def draw_roofline(content: dict[str, Any], path: Path) -> None:
         speed = largest["operations"] / microseconds(largest) / 1e3
         marker = "osD^vP*X<>hdp"[number % 13]
         label = f"{operator} ({variant})" if variant else operator
-        axis.plot(intensity, speed, marker, markersize=8, linestyle="none", label=f"{label}, {speed / (intensity * copy):.0%} of the roof")
+        axis.plot(
+            intensity,
+            speed,
+            marker,
+            markersize=8,
+            linestyle="none",
+            label=f"{label}, {speed / (intensity * copy):.0%} of the roof",
+        )
     axis.set(
         xscale="log",
         yscale="log",

@@ -115,7 +115,9 @@ def main() -> None:
         bench_report.draw_roofline(content, IMAGES / "roofline.png")
         bench_report.draw_scaling(content, IMAGES / "scaling.png")
         return
-    stale = [str(path.relative_to(ROOT)) for path, text in expected.items() if not path.exists() or path.read_text() != text]
+    stale = [
+        str(path.relative_to(ROOT)) for path, text in expected.items() if not path.exists() or path.read_text() != text
+    ]
     if stale:
         sys.exit(f"{' and '.join(stale)}: not what benchmarks/results says, run python benchmarks/report.py")
 

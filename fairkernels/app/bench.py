@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fairkernels.app.bench_measure import (
     seconds_of,
     threads,
 )
-from fairkernels.app.bench_rivals import Problem, Rival, elements, first
+from fairkernels.app.bench_rivals import EAGER, Problem, Rival, elements, first
 from fairkernels.app.report import write_json
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
@@ -78,7 +79,9 @@ class WrongResult(AssertionError):
 # --- calls --------------------------------------------------------------------------------------------------------
 
 
-OUR_OWN = Rival(lambda name, sample: lambda: first(getattr(FK, name)(*sample.args, **sample.kwargs)), memory=lambda _: 0)
+OUR_OWN = Rival(
+    lambda name, sample: lambda: first(getattr(FK, name)(*sample.args, **sample.kwargs)), memory=lambda _: 0
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class Result:
     gradients: tuple[Tensor, ...]
 
 
-def differentiating(forward: Callable[[], Tensor], leaves: Sequence[Tensor], upstream: Tensor | None) -> Callable[[], Result]:
+def differentiating(
+    forward: Callable[[], Tensor], leaves: Sequence[Tensor], upstream: Tensor | None
+) -> Callable[[], Result]:
     """The call with its gradients; a result that is a scalar needs no upstream gradient."""
 
     def both() -> Result:
@@ -110,15 +115,21 @@ def without_gradient(forward: Callable[[], Tensor]) -> Callable[[], Result]:
 
 def relative(actual: Tensor, exact: Tensor) -> float:
     """Length of the error by the length of the exact tensor; integers are right or wrong."""
-    if not exact.is_floating_point():
-        return 0.0 if torch.equal(actual, exact) else float("inf")
     if actual.shape != exact.shape:
         return float("inf")
-    wide = torch.float64 if exact.dtype == torch.float64 else torch.float32
-    actual, exact = actual.detach().to(wide), exact.detach()
-    length = torch.linalg.vector_norm(exact)
-    error = torch.linalg.vector_norm(actual - exact) / length.clamp(min=torch.finfo(torch.float32).tiny)
+    if not exact.is_floating_point():
+        return 0.0 if torch.equal(actual, exact) else float("inf")
+    length = torch.linalg.vector_norm(exact.detach())
+    difference = torch.linalg.vector_norm(actual.detach().to(exact.dtype) - exact.detach())
+    error = difference / length.clamp(min=torch.finfo(torch.float32).tiny)
     return float(error) if error.isfinite() else float("inf")
+
+
+def sound(error: float, gradient_error: float | None, values: Tensor, accuracy: float) -> bool:
+    """Whether rounding and an iteration of this accuracy explain the errors."""
+    size = float(torch.linalg.vector_norm(values.double())) / max(values.numel(), 1) ** 0.5
+    value_sound = error * size <= max(VALUE_LIMIT, 30 * accuracy) * size + ROUNDING  # not so if the error is infinite
+    return value_sound and (gradient_error is None or gradient_error <= GRADIENT_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -129,66 +140,104 @@ class Exact:
     by: str
 
 
-def exact_result(case: Case, problem: Problem, sample: Sample, options: dict[str, Any], upstream: Tensor | None) -> Exact:
-    """The reference in float64 or, on large inputs, in float32; where it takes too much, its narrow form."""
-    small = elements(problem) <= SMALL
-    dtype = torch.float64 if small else torch.float32
-    leaves = OPERATORS[case.operator].differentiable
-    args = tuple(widen(argument, dtype, leaf=place < leaves) for place, argument in enumerate(sample.args))
-    wide = Sample(sample.name, args, {**{k: widen(v, dtype) for k, v in sample.kwargs.items()}, **options})
-
-    eager = case.rivals["eager PyTorch"]
-    if case.exact is not None and not options and problem["K"] > 1000:
-        forward = lambda: case.exact(*args)  # noqa: E731
-        by = f"{str(dtype).removeprefix('torch.')}, absent classes in one"
-    elif 2 * eager.memory(problem) > available_memory():
-        return Exact(None, "not checked: the reference needs more memory")
-    else:
-        forward = eager.prepare(case.operator, wide)
-        by = f"{str(dtype).removeprefix('torch.')} reference"
-    if leaves == 0:
-        return Exact(without_gradient(forward)(), by)
-    return Exact(differentiating(forward, args[:leaves], None if upstream is None else upstream.to(dtype))(), by)
-
-
 def widen(value: Any, dtype: torch.dtype, leaf: bool = False) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     return value.detach().to(dtype).requires_grad_(leaf)
 
 
-def check(label: str, result: Result, exact: Exact, accuracy: float) -> tuple[float | None, float | None]:
-    """Errors of value and gradient.
+@dataclass
+class Task:
+    """A case on one problem: its inputs, made once for all passes, threads and implementations."""
 
-    Raises:
-        WrongResult: if one is larger than rounding explains.
-    """
-    if exact.result is None:
-        return None, None
-    error = relative(result.value, exact.result.value)
-    pairs = zip(result.gradients, exact.result.gradients, strict=False)
-    gradient_error = max((relative(actual, right) for actual, right in pairs), default=None)
-    values = exact.result.value
-    size = float(torch.linalg.vector_norm(values)) / values.numel() ** 0.5 if values.is_floating_point() else 1.0
-    sound = error * size <= max(VALUE_LIMIT, 30 * accuracy) * size + ROUNDING  # not so if the error is infinite
-    if not sound or (gradient_error or 0.0) > GRADIENT_LIMIT:
-        raise WrongResult(f"{label}: relative error {error:.2g}, of the gradient {gradient_error}, by the {exact.by}")
-    return error, gradient_error
+    case: Case
+    problem: Problem
+    sample: Sample
+    upstream: Tensor | None
+    """Gradient of a result that is no scalar."""
+    exacts: dict[str, Exact] = field(default_factory=dict)
+    """By the options of ours with which a rival agrees."""
+
+    @classmethod
+    def of(cls, case: Case, problem: Problem) -> Task:
+        sample = case.call(problem)
+        with torch.no_grad():
+            value = OUR_OWN.prepare(case.operator, sample)()
+        return cls(case, problem, sample, value.clone() if value.dim() else None)
+
+    @property
+    def leaves(self) -> int:
+        return OPERATORS[self.case.operator].differentiable
+
+    def call(self, rival: Rival, name: str) -> Callable[[], Result]:
+        """What is timed: the forward pass, or both."""
+        forward = rival.prepare(self.case.operator, self.sample)
+        if name == FORWARD:
+            return without_gradient(forward)
+        return differentiating(forward, self.sample.args[: self.leaves], self.upstream)
+
+    def check(self, implementation: str, rival: Rival, result: Result) -> tuple[float | None, float | None]:
+        """Relative errors of the value and of the gradient.
+
+        Raises:
+            WrongResult: if one is larger than rounding explains.
+        """
+        if rival.scale or (rival.inexact and self.case.operator != "spectral_norm"):
+            return None, None
+        exact = self.exact(rival.exact_options)
+        if exact.result is None:
+            return None, None
+        error = relative(result.value, exact.result.value)
+        pairs = zip(result.gradients, exact.result.gradients, strict=False)
+        gradient_error = max((relative(actual, right) for actual, right in pairs), default=None)
+        accuracy = OPERATORS[self.case.operator].allowed_error(torch.float32)
+        if not rival.inexact and not sound(error, gradient_error, exact.result.value, accuracy):
+            raise WrongResult(
+                f"{implementation}, {self.case.name}, {self.problem}: relative error {error:.2g}, of the gradient "
+                f"{gradient_error}, by the {exact.by}"
+            )
+        return error, gradient_error
+
+    def exact(self, options: dict[str, Any]) -> Exact:
+        key = str(options)
+        if key not in self.exacts:
+            self.exacts[key] = self.compute_exact(options)
+        return self.exacts[key]
+
+    def compute_exact(self, options: dict[str, Any]) -> Exact:
+        """The reference in float64 or, on large inputs, in float32; where it takes too much, its narrow form."""
+        dtype = torch.float64 if elements(self.problem) <= SMALL else torch.float32
+        by = f"reference in {str(dtype).removeprefix('torch.')}"
+        args = tuple(widen(value, dtype, place < self.leaves) for place, value in enumerate(self.sample.args))
+        kwargs = {**{name: widen(value, dtype) for name, value in self.sample.kwargs.items()}, **options}
+
+        eager, case = self.case.rivals[EAGER], self.case
+        forward: Callable[[], Tensor]
+        if case.exact is not None and not options and self.problem["K"] > 1000:
+            forward, by = partial(case.exact, *args), f"{by}, without the absent classes"
+        elif 2 * eager.memory(self.problem) > available_memory():
+            return Exact(None, "not checked: the reference needs more memory")
+        else:
+            forward = eager.prepare(case.operator, Sample(self.sample.name, args, kwargs))
+        if not self.leaves:
+            return Exact(without_gradient(forward)(), by)
+        upstream = None if self.upstream is None else self.upstream.to(dtype)
+        return Exact(differentiating(forward, args[: self.leaves], upstream)(), by)
 
 
 # --- one cell -----------------------------------------------------------------------------------------------------
 
 
 class Forecast:
-    """How long the next call will take: steps times the seconds that a step took last."""
+    """How long the next call will take: its steps times the seconds that a step took last."""
 
     def __init__(self) -> None:
-        self.per_step: dict[tuple[str, ...], float] = {}
+        self.per_step: dict[tuple[object, ...], float] = {}
 
-    def seconds(self, key: tuple[str, ...], steps: float) -> float:
+    def seconds(self, key: tuple[object, ...], steps: float) -> float:
         return self.per_step.get(key, 0.0) * steps
 
-    def learn(self, key: tuple[str, ...], steps: float, seconds: float) -> None:
+    def learn(self, key: tuple[object, ...], steps: float, seconds: float) -> None:
         self.per_step[key] = seconds / steps
 
 
@@ -202,86 +251,75 @@ class Bench:
 
     def measure(self, case: Case, problem: Problem) -> None:
         """All passes and thread counts of a case on a problem; results are checked before they are timed."""
-        operator = OPERATORS[case.operator]
-        reason = case.why_not(problem)
-        if reason is not None:
-            self.cells.append({**self.head(case, problem), "left_out": reason})
-            return
-        sample = case.call(problem)
-        traffic = operator.traffic(*sample.args, **sample.kwargs)
-        with torch.no_grad():
-            shape = OUR_OWN.prepare(case.operator, sample)()
-        upstream = None if shape.dim() == 0 else torch.ones_like(shape) if not shape.is_floating_point() else shape.clone()
-        del shape
-        exacts: dict[str, Exact] = {}
-        for name in case.passes:
-            for count in self.settings.threads:
-                if name == FORWARD and operator.differentiable and not self.forward_too(problem, count):
-                    continue
-                moved = traffic.forward + (traffic.backward if name == BOTH else 0)
-                with threads(count):
-                    found = self.contest(case, problem, sample, name, upstream, exacts)
-                head = {**self.head(case, problem), "pass": name, "threads": count}
-                checked = exacts["{}"].by
-                self.cells.append(
-                    {**head, "bytes": moved, "operations": traffic.operations, "checked": checked, "found": found}
-                )
-
-    def forward_too(self, problem: Problem, count: int) -> bool:
-        """Forward alone is timed where it is cheap: one thread, one kind of input, not the largest."""
-        small = elements(problem) <= self.settings.forward_largest and all(size <= 1000 for _, size in problem.sizes[1:])
-        return count == 1 and problem.kind != "trained" and small
-
-    @staticmethod
-    def head(case: Case, problem: Problem) -> dict[str, Any]:
-        return {
+        head = {
             "operator": case.operator,
             "variant": case.variant,
             "kind": problem.kind,
             "sizes": dict(problem.sizes),
         }
+        reason = case.why_not(problem)
+        if reason is not None:
+            self.cells.append({**head, "left_out": reason})
+            return
+        task = Task.of(case, problem)
+        traffic = OPERATORS[case.operator].traffic(*task.sample.args, **task.sample.kwargs)
+        for name in case.passes:
+            for count in self.settings.threads:
+                if len(case.passes) > 1 and name == FORWARD and not self.forward_too(problem, count):
+                    continue
+                with threads(count):
+                    found = self.contest(task, name, count)
+                cell = {
+                    "pass": name,
+                    "threads": count,
+                    "bytes": traffic.forward + (traffic.backward if name == BOTH else 0),
+                    "operations": traffic.operations,
+                    "checked": task.exact({}).by,
+                    "found": found,
+                }
+                self.cells.append({**head, **cell})
 
-    def contest(
-        self,
-        case: Case,
-        problem: Problem,
-        sample: Sample,
-        name: str,
-        upstream: Tensor | None,
-        exacts: dict[str, Exact],
-    ) -> dict[str, Any]:
+    def forward_too(self, problem: Problem, count: int) -> bool:
+        """Forward alone is timed where it is cheap: one thread, one kind of input, not the largest."""
+        small = elements(problem) <= self.settings.forward_largest and all(
+            size <= 1000 for _, size in problem.sizes[1:]
+        )
+        return count == 1 and problem.kind != "trained" and small
+
+    def contest(self, task: Task, name: str, count: int) -> dict[str, Any]:
         """What every implementation took, or why it is not there."""
         found: dict[str, Any] = {}
         calls: dict[str, Call] = {}
         once: dict[str, float] = {}
         notes: dict[str, tuple[Any, ...]] = {}
-        for rival_name, rival in {OURS: OUR_OWN, **case.rivals}.items():
-            key = (case.name, rival_name, name, str(torch.get_num_threads()))
-            reason = self.why_not(rival, problem, name, key) if rival_name != OURS else None
+        for implementation, rival in implementations(task.case).items():
+            key = (task.case.name, implementation, name, count)
+            reason = self.why_not(rival, task.problem, name, key)
+            if reason is None:
+                try:
+                    call = task.call(rival, name)
+                    peak, result, seconds = observed(call)
+                except Exception as error:
+                    if rival is OUR_OWN:
+                        raise
+                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if reason is not None:
-                found[rival_name] = f"left out: {reason}"
+                found[implementation] = f"left out: {reason}"
                 continue
-            try:
-                call = self.call_of(case, sample, rival.prepare(case.operator, sample), name, upstream)
-                peak, result, seconds = observed(call)
-            except Exception as error:
-                if rival_name == OURS:
-                    raise
-                found[rival_name] = f"left out: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                continue
-            errors = self.checked(case, problem, sample, rival_name, rival, result, upstream, exacts)
-            if rival.warms_up or seconds < LONG:
-                peak, result, seconds = observed(call)
+            errors = task.check(implementation, rival, result)
             del result
-            notes[rival_name] = (peak, *errors)
-            self.forecast.learn(key, rival.work(problem), seconds)
-            calls[rival_name], once[rival_name] = call, seconds
-            notes[rival_name] = (peak, *notes[rival_name])
-        for rival_name, timing in interleaved(calls, once, self.settings.budget).items():
-            found[rival_name] = row(timing, *notes[rival_name])
-        return {rival_name: found[rival_name] for rival_name in (OURS, *case.rivals)}
+            if rival.warms_up or seconds < LONG:
+                peak, _, seconds = observed(call)
+            self.forecast.learn(key, rival.work(task.problem), seconds)
+            calls[implementation], once[implementation] = call, seconds
+            notes[implementation] = (peak, *errors)
+        for implementation, timing in interleaved(calls, once, self.settings.budget).items():
+            found[implementation] = row(timing, *notes[implementation])
+        return {implementation: found[implementation] for implementation in implementations(task.case)}
 
-    def why_not(self, rival: Rival, problem: Problem, name: str, key: tuple[str, ...]) -> str | None:
+    def why_not(self, rival: Rival, problem: Problem, name: str, key: tuple[object, ...]) -> str | None:
+        if rival is OUR_OWN:
+            return None
         if name not in rival.passes:
             return f"not timed {name}"
         if rival.warms_up and not self.settings.compile:
@@ -293,37 +331,11 @@ class Bench:
         if needed > available_memory() / 2:
             return f"needs about {needed / 1e9:.0f} GB"
         seconds = self.forecast.seconds(key, rival.work(problem))
-        if seconds > self.settings.limit:
-            return f"would take about {seconds:.2g} s"
-        return None
+        return f"would take about {seconds:.2g} s" if seconds > self.settings.limit else None
 
-    def call_of(
-        self, case: Case, sample: Sample, forward: Callable[[], Tensor], name: str, upstream: Tensor | None
-    ) -> Callable[[], Result]:
-        leaves = sample.args[: OPERATORS[case.operator].differentiable]
-        return differentiating(forward, leaves, upstream) if name == BOTH else without_gradient(forward)
 
-    def checked(
-        self,
-        case: Case,
-        problem: Problem,
-        sample: Sample,
-        rival_name: str,
-        rival: Rival,
-        result: Result,
-        upstream: Tensor | None,
-        exacts: dict[str, Exact],
-    ) -> tuple[float | None, float | None]:
-        if rival.scale or rival.inexact and case.operator != "spectral_norm":
-            return None, None
-        key = str(rival.exact_options)
-        if key not in exacts:
-            exacts[key] = exact_result(case, problem, sample, rival.exact_options, upstream)
-        exact = exacts[key]
-        if rival.inexact:
-            return (None if exact.result is None else relative(result.value, exact.result.value)), None
-        accuracy = OPERATORS[case.operator].allowed_error(torch.float32)
-        return check(f"{rival_name}, {case.name}, {problem}", result, exact, accuracy)
+def implementations(case: Case) -> dict[str, Rival]:
+    return {OURS: OUR_OWN, **case.rivals}
 
 
 def observed(call: Callable[[], Result]) -> tuple[int | None, Result, float]:

@@ -20,6 +20,7 @@ from fairkernels import functional as FK
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
+EAGER, COMPILE = "eager PyTorch", "torch.compile"
 FLOAT = 4  # bytes: the grid is in float32
 
 
@@ -137,14 +138,21 @@ def not_of_size_one(problem: Problem) -> str | None:
     return "torch.compile compiles once more for a size of 1" if alone else None
 
 
-def plain(work: Callable[[Problem], float] = elements, floats: Callable[[Problem], float] | None = None,
-          compile: str | None = None) -> dict[str, Rival]:
+def plain(
+    work: Callable[[Problem], float] = elements,
+    floats: Callable[[Problem], float] | None = None,
+    compile: str | None = None,
+) -> dict[str, Rival]:
     """The two rivals that every operator has; ``compile`` is the reason why it is not compiled."""
     memory = (lambda p: FLOAT * floats(p)) if floats else Rival.memory
     return {
-        "eager PyTorch": Rival(eager, work, memory),
-        "torch.compile": Rival(
-            compiled, work, memory, not_of_size_one if compile is None else lambda _: compile, warms_up=True,
+        EAGER: Rival(eager, work, memory),
+        COMPILE: Rival(
+            compiled,
+            work,
+            memory,
+            not_of_size_one if compile is None else lambda _: compile,
+            warms_up=True,
             passes=("forward+backward",),
         ),
     }

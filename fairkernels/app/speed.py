@@ -20,6 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 SHAPES = ((128, 10), (128, 100))
 """Batch and classes."""
 
+
 def eager_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
     """The loss as one would write it in plain PyTorch; classes that do not occur are charged as asymmetry."""
     classes = logits.shape[-1]
