@@ -74,10 +74,14 @@ class Rival:
     """Why it is not there, here or at all."""
     scale: bool = False
     """Another function; its time is there for scale."""
+    other_numbers: bool = False
+    """It draws random numbers of its own: there is nothing to compare."""
     inexact: str | None = None
-    """Why its result is not held against ours: its error, where it has one, is reported."""
+    """Why its errors are reported but not judged."""
     exact_options: dict[str, Any] = field(default_factory=dict)
     """Options of ours with which it agrees, where they are not those that are timed."""
+    python_loop: bool = False
+    """A step of its work is one of Python, some 100 µs, not a nanosecond."""
     warms_up: bool = False
     """Its first call at a new size does more than the others."""
     passes: tuple[str, ...] = ("forward+backward", "forward")
@@ -200,15 +204,17 @@ def sample_loop_loss(logits: Tensor, labels: Tensor) -> Tensor:
         if z[label].item() <= z[strongest].item():
             one_hot = F.one_hot(labels.new_tensor(label), classes).to(z.dtype)
             matrix[label, strongest] += F.kl_div(z.log_softmax(0), one_hot, reduction="sum")
-    return torch.linalg.matrix_norm(matrix / counts.clamp(min=1)[:, None], 2)
+    sigma = torch.linalg.matrix_norm(matrix / counts.clamp(min=1)[:, None], 2)
+    return sigma + 0 * logits.sum()  # without an error there is nothing to differentiate
 
 
 def pairs_and_samples(problem: Problem) -> float:
-    """Steps of Python: the double loop makes one a pair of classes and one a sample (whose row is copied in autograd)."""
+    """Steps of the double loop: one a pair of classes and one a sample, whose update autograd copies the matrix for."""
     return problem["B"] * (1 + problem["K"] ** 2 / 1e4) + problem["K"] ** 2 / 2
 
 
 def samples(problem: Problem) -> float:
+    """Steps of the sample loop: the same, and the decomposition."""
     return problem["B"] * (1 + problem["K"] ** 2 / 1e4) + 1e-5 * decomposition(problem)
 
 
@@ -246,9 +252,6 @@ def torchattacks_l2_step(x_adv: Tensor, grad: Tensor, x: Tensor, alpha: float, e
 def rand_like_start(x: Tensor, eps: float, **_: Any) -> Tensor:
     """torchattacks' random start, from the global generator."""
     return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), min=0, max=1)
-
-
-OTHER_NUMBERS = "draws other numbers"
 
 
 def class_loop_mixup(x: Tensor, labels: Tensor, lam: float, **_: Any) -> Tensor:
@@ -291,7 +294,7 @@ def matrix_norm(matrix: Tensor, **_: Any) -> Tensor:
 def parametrization(_: str, sample: Sample) -> Prepared:
     """``nn.utils.parametrizations.spectral_norm``: one power step a call, after the fifteen of its construction."""
     matrix = sample.args[0].detach()
-    layer = nn.Linear(*reversed(matrix.shape), bias=False)
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
     with torch.no_grad():
         layer.weight.copy_(matrix)
     nn.utils.parametrizations.spectral_norm(layer)
