@@ -22,7 +22,7 @@ from torch import Tensor
 import fairkernels
 from fairkernels import functional as FK
 from fairkernels.app import bench_cases, machine
-from fairkernels.app.bench_cases import OURS, THREADS, Case, every_case
+from fairkernels.app.bench_cases import OURS, THREADS, Case, every_case, thread_counts
 from fairkernels.app.bench_measure import (
     Call,
     Timing,
@@ -30,10 +30,11 @@ from fairkernels.app.bench_measure import (
     copy_bandwidth,
     interleaved,
     peak_beyond,
+    product_speed,
     seconds_of,
     threads,
 )
-from fairkernels.app.bench_rivals import EAGER, Problem, Rival, elements, first
+from fairkernels.app.bench_rivals import EAGER, Problem, Rival, elements, first, handed_on
 from fairkernels.app.report import write_json
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
@@ -161,9 +162,9 @@ class Task:
     @classmethod
     def of(cls, case: Case, problem: Problem) -> Task:
         sample = case.call(problem)
-        with torch.no_grad():
-            value = OUR_OWN.prepare(case.operator, sample)()
-        return cls(case, problem, sample, value.clone() if value.dim() else None)
+        shape = first(OPERATORS[case.operator].fake(*handed_on(case.operator, sample))).shape
+        upstream = torch.rand(shape, generator=torch.Generator().manual_seed(0)) if shape else None
+        return cls(case, problem, sample, upstream)
 
     @property
     def leaves(self) -> int:
@@ -264,7 +265,7 @@ class Bench:
         task = Task.of(case, problem)
         traffic = OPERATORS[case.operator].traffic(*task.sample.args, **task.sample.kwargs)
         for name in case.passes:
-            for count in self.settings.threads:
+            for count in thread_counts(problem, self.settings.threads):
                 if len(case.passes) > 1 and name == FORWARD and not self.forward_too(problem, count):
                     continue
                 with threads(count):
@@ -376,6 +377,7 @@ def run_bench(settings: Settings, console: Console | None = None) -> dict[str, A
     console = console or Console()
     began = time.perf_counter()
     bandwidth = {str(count): round(copy_bandwidth(count) / 1e9, 2) for count in settings.threads}
+    arithmetic = {str(count): round(product_speed(count) / 1e9, 1) for count in settings.threads}
     bench, todo = Bench(settings), list(pairs(settings))
     with progress(console) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.compile
@@ -398,6 +400,7 @@ def run_bench(settings: Settings, console: Console | None = None) -> dict[str, A
             "longest_call_seconds": settings.limit,
         },
         "copy_gigabytes_per_second": bandwidth,
+        "matrix_product_gigaops_per_second": arithmetic,
         "columns": list(COLUMNS),
         "cells": bench.cells,
         "seconds": round(time.perf_counter() - began, 1),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairkernels.app import bench_rivals as rivals
-from fairkernels.app.bench_rivals import CROSS_ENTROPY, Problem, Rival, formula, plain
+from fairkernels.app.bench_rivals import CROSS_ENTROPY, Problem, Rival, elements, formula, plain
 from fairkernels.ops.reference._segments import count_by_class, divide_or_zero, sum_by_class
 from fairkernels.ops.reference.spectral_loss import surrogate_rows
 from fairkernels.ops.reference.symmetry import symmetry_loss
@@ -29,6 +29,9 @@ MATRIX_KINDS = ("Gaussian", "softmax noise", "blocks")
 PREDICTED_CLASSES = (2, 10, 100, 1000)
 WEIGHTED_CLASSES = (2, 10, 100, 1000, 10_000)
 THREADS = (1, 2)
+ALL_THREADS = 2**24
+"""Elements up to which every kind of input is measured on every number of threads. Of larger ones, half of the time as
+it is, normal logits are measured on the first number of threads and trained ones on the last."""
 
 OURS = "fairkernels"
 
@@ -62,6 +65,12 @@ class Case:
         count = OPERATORS[self.operator].differentiable
         leaves = tuple(argument.detach().requires_grad_() for argument in found.args[:count])
         return Sample(found.name, (*leaves, *found.args[count:]), {**found.kwargs, **self.options})
+
+
+def thread_counts(problem: Problem, counts: tuple[int, ...]) -> tuple[int, ...]:
+    if elements(problem) <= ALL_THREADS:
+        return counts
+    return counts[-1:] if problem.kind == "trained" else counts[:1]
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
@@ -203,8 +212,12 @@ def matrix_grid() -> tuple[Problem, ...]:
 
 
 def result_fits(problem: Problem) -> str | None:
+    """Of the K x K result: it must fit the memory, and not be all there is to do."""
     size = 4 * problem["K"] ** 2
-    return None if size <= 1 << 30 else f"its K x K result has {size / 1e9:.0f} GB"
+    if size > 1 << 30:
+        return f"its K x K result has {size / 1e9:.0f} GB"
+    alone = problem["K"] > 1000 and problem["K"] > 1000 * problem["B"]
+    return "its K x K result is more than 1000 times as large as the logits" if alone else None
 
 
 def few_classes(floats_per_entry: float) -> Callable[[Problem], float]:
@@ -277,7 +290,7 @@ CASES: tuple[Case, ...] = (
         options={"spec_weight": 1.0},
         exact=narrow_fair_and_spectral,
     ),
-    Case("trades_kl", grid(), two_logits, plain(floats=lambda p: 16 * rivals.elements(p))),
+    Case("trades_kl", grid(), two_logits, plain(floats=lambda p: 16 * elements(p))),
     Case(
         "symmetry_gap",
         matrix_grid(),
@@ -333,7 +346,7 @@ CASES: tuple[Case, ...] = (
         image_grid(),
         images,
         {
-            **plain(floats=lambda p: 40 * rivals.elements(p)),
+            **plain(floats=lambda p: 40 * elements(p)),
             "torchattacks' formula": Rival(formula(rivals.rand_like_start), other_numbers=True),
         },
         options={"eps": 8 / 255, "seed": 0},

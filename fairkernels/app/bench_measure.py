@@ -18,7 +18,7 @@ Call = Callable[[], object]
 BLOCK = 5e-4
 """Seconds that are timed in one go: short calls are repeated for as long."""
 
-LEAST, MOST = 3, 25
+LEAST, MOST = 3, 21
 """Rounds of one call."""
 
 PATIENCE = 1.2
@@ -137,3 +137,10 @@ def copy_bandwidth(count: int, size: int = 256 << 20) -> float:
     target = torch.ones_like(source)
     with threads(count):
         return 2 * size / median(seconds_of(lambda: target.copy_(source)) for _ in range(9))
+
+
+def product_speed(count: int, size: int = 1024) -> float:
+    """Operations a second of a float32 matrix product on so many threads: what the arithmetic can reach."""
+    matrix = torch.ones(size, size)
+    with threads(count):
+        return 2 * size**3 / median(seconds_of(lambda: torch.mm(matrix, matrix)) for _ in range(9))
