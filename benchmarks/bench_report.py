@@ -47,6 +47,7 @@ REASONS = (
         for name, operator in OPERATORS.items()
         if not operator.kernels
     ),
+    Reason("fair_cross_entropy", "the call itself: Python, checks, dispatch", lambda cell: elements(cell) <= 10**4),
     Reason(
         "spectral_norm", "one step on a stored vector, not converged", lambda cell: cell["rival"].startswith("param")
     ),
@@ -221,11 +222,10 @@ def growth_table(groups: dict[tuple[str, str], list[Cell]]) -> str:
         if cells[0]["sizes"].keys() != {"B", "K"} or cells[0]["kind"] == "predictions":
             continue
         for name in dict.fromkeys(name for cell in cells for name in cell["found"]):
-            exponents = [
-                exponent(line(cells, name, *axis), axis[0]) for axis in (("B", "K", 100, 1024), ("K", "B", 128, 100))
-            ]
-            if any(exponents):
-                rows.append([title(*key), name, *(f"{e:.2f}" if e is not None else "–" for e in exponents)])
+            in_batch = exponent(line(cells, name, "B", "K", 100, least=1024), "B", name)
+            in_classes = exponent(line(cells, name, "K", "B", 128, least=100), "K", name)
+            if in_batch or in_classes:
+                rows.append([title(*key), name, in_batch or "–", in_classes or "–"])
     return table(["", "implementation", "in B", "in K"], rows, left=2)
 
 
@@ -241,14 +241,12 @@ def line(cells: list[Cell], name: str, axis: str, fixed: str, at: int, least: in
     ]
 
 
-def exponent(cells: list[Cell], axis: str, name: str = OURS) -> float | None:
+def exponent(cells: list[Cell], axis: str, name: str) -> str:
+    """Slope of the logarithm of the time; empty if there are too few cells."""
     if len(cells) < 3:
-        return None
-    sizes, seconds = (
-        [math.log(x) for x in values]
-        for values in ([c["sizes"][axis] for c in cells], [microseconds(c, name) for c in cells])
-    )
-    return float(np.polyfit(sizes, seconds, 1)[0])
+        return ""
+    sizes, seconds = [cell["sizes"][axis] for cell in cells], [microseconds(cell, name) for cell in cells]
+    return f"{np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f}"
 
 
 def section(content: dict[str, Any], operator: str, variant: str, cells: list[Cell]) -> Iterator[str]:
@@ -269,7 +267,7 @@ def section(content: dict[str, Any], operator: str, variant: str, cells: list[Ce
         (name, found)
         for c in cells
         for name, found in c["found"].items()
-        if isinstance(found, str) and not brief(found)
+        if isinstance(found, str) and not brief(found) and "not timed" not in found
     }
     lines = [f"- {name}: {found.removeprefix('left out: ')}" for name, found in sorted(notes)]
     losses = {(n, reason(c, n)) for c in cells for n in contestants(c) if ratio(c, n) < 1}
@@ -341,10 +339,10 @@ def draw_roofline(content: dict[str, Any], path: Path) -> None:
     copy = content["copy_gigabytes_per_second"]["1"]
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axis = figure.subplots()
-    intensities = np.array([0.05, 50])
-    axis.plot(intensities, intensities * copy, color="black", label=f"memory: copy at {copy:.1f} GB/s")
     peak = content["matrix_product_gigaops_per_second"]["1"]
-    axis.axhline(peak, color="grey", linestyle="--", label=f"arithmetic: matrix product at {peak:.0f} Gop/s")
+    corner = peak / copy
+    axis.plot([0.05, corner], [0.05 * copy, peak], color="black", label=f"memory: copy at {copy:.1f} GB/s")
+    axis.plot([corner, 10 * corner], [peak, peak], "k--", label=f"arithmetic: matrix product at {peak:.0f} Gop/s")
     for number, ((operator, variant), cells) in enumerate(by_operator(content).items()):
         single = [
             c for c in cells if c["threads"] == 1 and (c["pass"] == BOTH or OPERATORS[operator].differentiable == 0)
@@ -362,7 +360,7 @@ def draw_roofline(content: dict[str, Any], path: Path) -> None:
             marker,
             markersize=8,
             linestyle="none",
-            label=f"{label}, {speed / (intensity * copy):.0%} of the roof",
+            label=f"{label}, {speed / min(intensity * copy, peak):.0%} of the roof",
         )
     axis.set(
         xscale="log",
@@ -398,6 +396,8 @@ def draw_lines(axis: Axes, content: dict[str, Any], cells: list[Cell], along: st
     names = dict.fromkeys(name for cell in cells for name in cell["found"])
     for number, name in enumerate(names):
         shown = line(cells, name, along, fixed, at)
+        if not shown:
+            continue
         colour = "tab:red" if name == OURS else f"C{[0, 0, 1, 2, 4, 5][min(number, 5)]}"
         style = {"linewidth": 2.2, "zorder": 3} if name == OURS else {"linewidth": 1.2}
         sizes, seconds = [c["sizes"][along] for c in shown], [microseconds(c, name) / 1e6 for c in shown]

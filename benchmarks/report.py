@@ -26,9 +26,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 BENCH_FILES = "*-cores-*.json"
 
 
-def newest(pattern: str) -> dict[str, Any]:
-    """The newest result of its kind; names end with the date."""
-    return json.loads(max(RESULTS.glob(pattern), key=lambda path: path.stem[-len("2026-11-20") :]).read_text())
+def newest(pattern: str) -> dict[str, Any] | None:
+    """The newest result of its kind, if there is one; names end with the date."""
+    files = sorted(RESULTS.glob(pattern), key=lambda path: path.stem[-len("2026-11-20") :])
+    return json.loads(files[-1].read_text()) if files else None
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -87,7 +88,8 @@ def support() -> str:
 
 
 def bench() -> str:
-    return bench_report.readme_part(newest(BENCH_FILES))
+    content = newest(BENCH_FILES)
+    return bench_report.readme_part(content) if content else "No run is committed yet."
 
 
 PARTS = {"demo": demo, "speed": speed, "support": support, "bench": bench}
@@ -108,12 +110,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     content = newest(BENCH_FILES)
-    expected = {README: filled(README.read_text()), BENCHMARKS: bench_report.document(content)}
+    document = bench_report.document(content) if content else "# Benchmarks\n\nNo run is committed yet.\n"
+    expected = {README: filled(README.read_text()), BENCHMARKS: document}
     if not check:
         for path, text in expected.items():
             path.write_text(text)
-        bench_report.draw_roofline(content, IMAGES / "roofline.png")
-        bench_report.draw_scaling(content, IMAGES / "scaling.png")
+        if content:
+            bench_report.draw_roofline(content, IMAGES / "roofline.png")
+            bench_report.draw_scaling(content, IMAGES / "scaling.png")
         return
     stale = [
         str(path.relative_to(ROOT)) for path, text in expected.items() if not path.exists() or path.read_text() != text

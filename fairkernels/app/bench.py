@@ -141,7 +141,7 @@ class Exact:
     result: Result | None
     by: str
     unique: bool = True
-    """Its gradient is the only one. Among many classes singular values tie, and any mixture of their vectors is right."""
+    """Its gradient is the only one: among many classes singular values tie, any mixture of their vectors is right."""
 
 
 def widen(value: Any, dtype: torch.dtype, leaf: bool = False) -> Any:
@@ -320,11 +320,12 @@ class Bench:
             del result
             if rival.warms_up or seconds < LONG:
                 peak, _, seconds = observed(call)
-            self.forecast.learn(key, rival.work(task.problem), seconds)
             calls[implementation], once[implementation] = call, seconds
             notes[implementation] = (peak, *errors)
         for implementation, timing in interleaved(calls, once, self.settings.budget).items():
             found[implementation] = row(timing, *notes[implementation])
+            steps = implementations(task.case)[implementation].work(task.problem)
+            self.forecast.learn((task.case.name, implementation, name, count), steps, timing.seconds)
         return {implementation: found[implementation] for implementation in implementations(task.case)}
 
     def why_not(self, rival: Rival, problem: Problem, name: str, key: tuple[object, ...]) -> str | None:
@@ -342,7 +343,7 @@ class Bench:
             return f"needs about {needed / 1e9:.0f} GB"
         seconds = self.forecast.seconds(key, rival.work(problem))
         limit = self.settings.limit * (5 if rival.scale else 1)
-        return f"would take about {seconds:.2g} s" if seconds > limit else None
+        return f"would take about {seconds:.{0 if seconds >= 10 else 1}f} s" if seconds > limit else None
 
 
 def implementations(case: Case) -> dict[str, Rival]:
