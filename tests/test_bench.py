@@ -93,7 +93,7 @@ def test_implementations_agree(case):
             if rival.warms_up or rival.why_not(problem) or (rival.python_loop and rival.work(problem) > 500):
                 continue
             for which in case.passes:
-                if which in rival.passes:
+                if rival.takes_part(which, case.passes):
                     error, gradient_error = task.check(name, rival, task.call(rival, which)())
                     assert (error is None) == (rival.scale or rival.other_numbers)
                     assert rival.inexact is None or error < 1e-3 or "power" in rival.inexact
@@ -225,7 +225,7 @@ def test_the_file_is_written_whole(content, tmp_path):
 
 
 def test_the_command_runs(tmp_path):
-    result = CliRunner().invoke(main, ["bench", "--largest", "20", "--no-compile", "--output", str(tmp_path)])
+    result = CliRunner().invoke(main, ["bench", "--largest", "4", "--no-compile", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     (path,) = tmp_path.iterdir()
     assert path.name in "".join(result.output.split())

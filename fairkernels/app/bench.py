@@ -304,7 +304,7 @@ class Bench:
         notes: dict[str, tuple[Any, ...]] = {}
         for implementation, rival in implementations(task.case).items():
             key = (task.case.name, implementation, name, count)
-            reason = self.why_not(rival, task.problem, name, key)
+            reason = self.why_not(rival, task, name, key)
             if reason is None:
                 try:
                     call = task.call(rival, name)
@@ -328,10 +328,11 @@ class Bench:
             self.forecast.learn((task.case.name, implementation, name, count), steps, timing.seconds)
         return {implementation: found[implementation] for implementation in implementations(task.case)}
 
-    def why_not(self, rival: Rival, problem: Problem, name: str, key: tuple[object, ...]) -> str | None:
+    def why_not(self, rival: Rival, task: Task, name: str, key: tuple[object, ...]) -> str | None:
+        problem = task.problem
         if rival is OUR_OWN:
             return None
-        if name not in rival.passes:
+        if not rival.takes_part(name, task.case.passes):
             return f"not timed {name}"
         if rival.warms_up and not self.settings.compile:
             return "not asked for"

@@ -85,6 +85,10 @@ class Rival:
     warms_up: bool = False
     """Its first call at a new size does more than the others."""
     passes: tuple[str, ...] = ("forward+backward", "forward")
+    """Those in which it takes part, of an operator that has both."""
+
+    def takes_part(self, name: str, passes: tuple[str, ...]) -> bool:
+        return name in self.passes or len(passes) == 1
 
 
 def formula(function: Formula) -> Callable[[str, Sample], Prepared]:
