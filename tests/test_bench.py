@@ -203,6 +203,12 @@ def test_what_takes_too_long_or_too_much_is_left_out_with_a_number():
     assert patient.cells[-1]["found"][EAGER] == "left out: needs about 1000000 GB"
 
 
+def test_when_the_time_is_over_the_rest_is_left_out():
+    cells = run_bench(replace(QUICK, minutes=0.0), Console(quiet=True))["cells"]
+    assert {cell["left_out"] for cell in cells} == {"the run had taken its 0 minutes"}
+    assert {cell["operator"] for cell in cells} >= {"fair_cross_entropy", "spectral_norm", "kl_dro_weights"}
+
+
 def test_what_is_not_installed_is_left_out(monkeypatch):
     reason = bench_rivals.without("no_such_package")(logits(1, 1))
     assert reason == "no_such_package is not installed"

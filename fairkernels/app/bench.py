@@ -71,6 +71,8 @@ class Settings:
     largest: int = bench_cases.MOST_LOGITS
     forward_largest: int = 2**20
     compile: bool = True
+    minutes: float = float("inf")
+    """When they are over, what is left of the grid, its largest inputs, is left out."""
 
 
 class WrongResult(AssertionError):
@@ -128,7 +130,7 @@ def relative(actual: Tensor, exact: Tensor) -> float:
 
 def sound(error: float, gradient_error: float | None, values: Tensor, accuracy: float) -> bool:
     """Whether rounding and an iteration of this accuracy explain the errors."""
-    size = float(torch.linalg.vector_norm(values.double())) / max(values.numel(), 1) ** 0.5
+    size = float(torch.linalg.vector_norm(values.detach().double())) / max(values.numel(), 1) ** 0.5
     value_sound = error * size <= max(VALUE_LIMIT, 30 * accuracy) * size + ROUNDING  # not so if the error is infinite
     limit = max(GRADIENT_LIMIT, 3000 * accuracy)
     return value_sound and (gradient_error is None or gradient_error <= limit)
@@ -261,15 +263,9 @@ class Bench:
 
     def measure(self, case: Case, problem: Problem) -> None:
         """All passes and thread counts of a case on a problem; results are checked before they are timed."""
-        head = {
-            "operator": case.operator,
-            "variant": case.variant,
-            "kind": problem.kind,
-            "sizes": dict(problem.sizes),
-        }
         reason = case.why_not(problem)
         if reason is not None:
-            self.cells.append({**head, "left_out": reason})
+            self.leave_out(case, problem, reason)
             return
         task = Task.of(case, problem)
         traffic = OPERATORS[case.operator].traffic(*task.sample.args, **task.sample.kwargs)
@@ -287,7 +283,10 @@ class Bench:
                     "checked": task.exact({}).by,
                     "found": found,
                 }
-                self.cells.append({**head, **cell})
+                self.cells.append({**head(case, problem), **cell})
+
+    def leave_out(self, case: Case, problem: Problem, reason: str) -> None:
+        self.cells.append({**head(case, problem), "left_out": reason})
 
     def forward_too(self, problem: Problem, count: int) -> bool:
         """Forward alone is timed where it is cheap: one thread, one kind of input, not the largest."""
@@ -347,6 +346,11 @@ class Bench:
         return f"would take about {seconds:.{0 if seconds >= 10 else 1}f} s" if seconds > limit else None
 
 
+def head(case: Case, problem: Problem) -> dict[str, Any]:
+    """What a cell of the file begins with."""
+    return {"operator": case.operator, "variant": case.variant, "kind": problem.kind, "sizes": dict(problem.sizes)}
+
+
 def implementations(case: Case) -> dict[str, Rival]:
     return {OURS: OUR_OWN, **case.rivals}
 
@@ -372,9 +376,9 @@ def short(value: float | None) -> float | None:
 
 
 def pairs(settings: Settings) -> Iterator[tuple[Problem, Case]]:
-    """Every case on each of its problems; those with the same input come together."""
+    """Every case on each of its problems, small ones first; those with the same input come together."""
     problems = dict.fromkeys(p for case in settings.cases for p in case.problems if elements(p) <= settings.largest)
-    for problem in problems:
+    for problem in sorted(problems, key=elements):
         for case in settings.cases:
             if problem in case.problems:
                 yield problem, case
@@ -396,7 +400,10 @@ def run_bench(settings: Settings, console: Console | None = None) -> dict[str, A
         task = bar.add_task("", total=len(todo))
         for problem, case in todo:
             bar.update(task, description=f"{case.name}, {problem}")
-            bench.measure(case, problem)
+            if time.perf_counter() - began < 60 * settings.minutes:
+                bench.measure(case, problem)
+            else:
+                bench.leave_out(case, problem, f"the run had taken its {settings.minutes:g} minutes")
             bar.advance(task)
     return {
         "what": "fairkernels bench",

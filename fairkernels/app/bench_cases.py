@@ -362,7 +362,7 @@ CASES: tuple[Case, ...] = (
         image_grid(),
         images,
         {
-            **plain(floats=lambda p: 40 * elements(p)),
+            **plain(floats=lambda p: 40 * elements(p), compile="its generator takes more than 25 s to compile"),
             "torchattacks' formula": Rival(formula(rivals.rand_like_start), other_numbers=True),
         },
         options={"eps": 8 / 255, "seed": 0},
