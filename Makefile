@@ -2,6 +2,7 @@
 # make test      the tests that take seconds each
 # make test-all  all tests
 # make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
+# make bench     every operator on its whole grid beside all rivals: at most ten minutes, then docs/benchmarks.md
 # make docs      docs/operators.md from the operator table and the docstrings
 # make lint      ruff, mypy, import-linter
 # Everything runs in .venv, which is made on first use; a changed kernel is rebuilt on the way.
@@ -14,7 +15,7 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 # One thread in each of a few processes is faster than many threads in one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test test-all fuzz docs lint
+.PHONY: demo test test-all fuzz bench docs lint
 
 demo: .venv/.ready
 	$(BIN)/fairkernels demo
@@ -27,6 +28,10 @@ test-all: .venv/.ready
 
 fuzz: .venv/.ready
 	$(BIN)/python tests/fuzz/run.py --calls 20000
+
+bench: .venv/.ready
+	$(BIN)/fairkernels bench --output benchmarks/results
+	$(BIN)/python benchmarks/report.py
 
 docs: .venv/.ready
 	$(BIN)/python docs/generate.py
@@ -45,5 +50,5 @@ lint: .venv/.ready
 	touch $@
 
 .venv/.ready: .venv/.environment pyproject.toml setup.py $(KERNELS)
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,bench]'
 	touch $@

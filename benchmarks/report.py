@@ -1,6 +1,7 @@
-"""Writes the generated parts of README.md from the operator table and from the newest files in benchmarks/results.
+"""Writes the generated parts of README.md and docs/benchmarks.md with its pictures, from the operator table and from
+the newest files in benchmarks/results.
 
-``python benchmarks/report.py`` rewrites them; with ``--check`` it fails if they are not what the files say.
+``python benchmarks/report.py`` rewrites them; with ``--check`` it fails if the texts are not what the files say.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bench_report
+
 from fairkernels.app.report import HEADINGS, number
 from fairkernels.ops.schema import OPERATORS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
+IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "benchmarks" / "results"
+BENCH_FILES = "*-cores-*.json"
 
 
-def newest(pattern: str) -> dict[str, Any]:
-    """The newest result of its kind; names end with the date."""
-    return json.loads(max(RESULTS.glob(pattern)).read_text())
+def newest(pattern: str) -> dict[str, Any] | None:
+    """The newest result of its kind, if there is one; names end with the date."""
+    files = sorted(RESULTS.glob(pattern), key=lambda path: path.stem[-len("2026-11-20") :])
+    return json.loads(files[-1].read_text()) if files else None
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -80,7 +87,12 @@ def support() -> str:
     return table(["operator", "reference", "native CPU", "Triton", "derivatives"], rows)
 
 
-PARTS = {"demo": demo, "speed": speed, "support": support}
+def bench() -> str:
+    content = newest(BENCH_FILES)
+    return bench_report.readme_part(content) if content else "No run is committed yet."
+
+
+PARTS = {"demo": demo, "speed": speed, "support": support, "bench": bench}
 
 
 def filled(text: str) -> str:
@@ -96,12 +108,22 @@ def filled(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    text = README.read_text()
-    expected = filled(text)
-    if not parser.parse_args().check:
-        README.write_text(expected)
-    elif text != expected:
-        sys.exit("README.md is not what benchmarks/results says: run python benchmarks/report.py")
+    check = parser.parse_args().check
+    content = newest(BENCH_FILES)
+    document = bench_report.document(content) if content else "# Benchmarks\n\nNo run is committed yet.\n"
+    expected = {README: filled(README.read_text()), BENCHMARKS: document}
+    if not check:
+        for path, text in expected.items():
+            path.write_text(text)
+        if content:
+            bench_report.draw_roofline(content, IMAGES / "roofline.png")
+            bench_report.draw_scaling(content, IMAGES / "scaling.png")
+        return
+    stale = [
+        str(path.relative_to(ROOT)) for path, text in expected.items() if not path.exists() or path.read_text() != text
+    ]
+    if stale:
+        sys.exit(f"{' and '.join(stale)}: not what benchmarks/results says, run python benchmarks/report.py")
 
 
 if __name__ == "__main__":

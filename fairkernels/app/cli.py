@@ -30,3 +30,16 @@ def info(
     from fairkernels.app.info import run_info
 
     raise typer.Exit(run_info(selftest))
+
+
+@main.command()
+def bench(
+    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = Path("bench-output"),
+    largest: Annotated[int, typer.Option(min=1, help="Elements of the largest input; all by default.")] = 2**27,
+    compile: Annotated[bool, typer.Option(help="Also against torch.compile: minutes of compiling.")] = True,
+    minutes: Annotated[float, typer.Option(help="When they are over, the largest inputs are left out.")] = 9.5,
+) -> None:
+    """Time, memory and bandwidth of every operator on its whole grid, beside everything else one could call."""
+    from fairkernels.app.bench import Settings, run_command
+
+    run_command(Settings(largest=largest, compile=compile, minutes=minutes), output)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from fairkernels import functional as FK
+from fairkernels.app.bench_measure import interleaved, seconds_of
+from fairkernels.app.bench_rivals import double_loop_loss
 from fairkernels.ops import dispatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SHAPES = ((128, 10), (128, 100))
 """Batch and classes."""
-
-ROUNDS = 3
 
 
 def eager_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
@@ -29,26 +28,6 @@ def eager_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
     rates = logits.new_zeros(classes, classes).index_add(0, labels, logits.softmax(-1)) / counts[:, None]
     gap, mass = (rates - rates.mT).abs(), rates + rates.mT
     return (gap * mass / (mass + eps)).triu(1).sum()
-
-
-def double_loop_loss(logits: Tensor, labels: Tensor, eps: float = 0.1) -> Tensor:
-    """The way of the official Sy-FAR code: rows added in place sample by sample, then one pair of classes at a time."""
-    classes = logits.shape[-1]
-    probabilities = logits.softmax(-1)
-    rates, counts = logits.new_zeros(classes, classes), logits.new_zeros(classes)
-    for b in range(len(labels)):
-        rates[labels[b]] += probabilities[b]
-        counts[labels[b]] += 1
-    for i in range(classes):
-        if counts[i] > 0:
-            rates[i] /= counts[i]
-
-    penalty = logits.new_zeros(())
-    for i in range(classes):
-        for j in range(i + 1, classes):
-            mass = rates[i, j] + rates[j, i]
-            penalty = penalty + (rates[i, j] - rates[j, i]).abs() / (mass + eps) * mass
-    return penalty
 
 
 @dataclass(frozen=True)
@@ -99,16 +78,13 @@ def measure(batch: int, classes: int, seconds: float = 1.0) -> list[Time]:
     """
     logits, labels = inputs(batch, classes)
     exact = with_gradient(eager_loss, logits.detach().double().requires_grad_(), labels)
-    timers = {}
+    calls = {}
     for name, loss in implementations().items():
         if loss is not F.cross_entropy:
             for actual, expected in zip(with_gradient(loss, logits, labels), exact, strict=True):
                 torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-6)
-        scope = {"with_gradient": with_gradient, "loss": loss, "logits": logits, "labels": labels}
-        timers[name] = Timer("with_gradient(loss, logits, labels)", globals=scope)
+        calls[name] = partial(with_gradient, loss, logits, labels)
 
-    taken: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(ROUNDS):
-        for name, timer in timers.items():
-            taken[name] += timer.blocked_autorange(min_run_time=seconds / ROUNDS).times
-    return [Time(name, batch, classes, median(times) * 1e6) for name, times in taken.items()]
+    once = {name: seconds_of(call) for name, call in calls.items()}
+    times = interleaved(calls, once, seconds)
+    return [Time(name, batch, classes, timing.seconds * 1e6) for name, timing in times.items()]

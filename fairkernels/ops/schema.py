@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import fakes, samples
+from . import fakes, samples, traffic
 from .reference.confusion_counts import confusion_counts
 from .reference.fair_cross_entropy import fair_cross_entropy
 from .reference.kl_dro_weights import kl_dro_weights
@@ -22,6 +22,7 @@ from .reference.spectral_norm import spectral_norm
 from .reference.symmetry import symmetry_gap, symmetry_loss
 from .reference.trades_kl import trades_kl
 from .samples import Maker, Sample
+from .traffic import Traffic
 
 NAMESPACE = "fairkernels"
 
@@ -48,6 +49,8 @@ class Operator:
     """A call of an ordinary kind at a given batch size (matrices: of that size)."""
     cost: str
     """Time and memory of one problem: of its kernels, where it has none of the reference."""
+    traffic: Callable[..., Traffic]
+    """What a call must move and compute at least, of the arguments of the public function."""
     differentiable: int = 0
     """How many leading arguments have a gradient."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -148,6 +151,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.soft_confusion,
             sized=samples.sized_batch,
             cost="O(B·K + K²) time, O(B + K²) memory; backward O(B·K) both",
+            traffic=traffic.soft_confusion,
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -160,6 +164,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.symmetry_gap,
             sized=samples.sized_square,
             cost="O(K²) time, O(K) memory; backward O(K²) both",
+            traffic=traffic.symmetry_gap,
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -174,6 +179,7 @@ OPERATORS: dict[str, Operator] = {
             sized=samples.sized_batch,
             cost="O(B·K + P²) time, O(B + K + P²) memory, P = min(B, K), with absent='zero' P·K for P²; "
             "backward O(B·K) both",
+            traffic=traffic.logits_loss,
             differentiable=1,
             kernels=NATIVE,
         ),
@@ -187,6 +193,7 @@ OPERATORS: dict[str, Operator] = {
             sized=samples.sized_square,
             cost="O(M·N) time a step or, where P = min(M, N) is short, O(P·M·N) once and O(P²) a step; "
             "O(M·N) memory; backward O(M·N) both",
+            traffic=traffic.spectral_norm,
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -202,6 +209,7 @@ OPERATORS: dict[str, Operator] = {
             sized=samples.sized_batch,
             cost="O(B·K) time and O(P·K) a step, O(B + P·K) memory, P = min(B, K), with surrogate='kl' O(B) a "
             "step, O(B + K) memory; backward O(B·K) both",
+            traffic=traffic.logits_loss,
             differentiable=1,
             kernels=NATIVE,
             accuracy=_SPECTRAL_ACCURACY,
@@ -218,6 +226,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.fair_cross_entropy,
             sized=samples.sized_batch,
             cost="O(B·K + K²) time, with a spectral term O(K³); O(B·K + K²) memory; backward the same",
+            traffic=traffic.logits_loss,
             differentiable=1,
             saved=("coefficients", "u", "v"),
             gives_gradient=_fair_cross_entropy_gives_gradient,
@@ -235,6 +244,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.pgd_step,
             sized=samples.sized_step,
             cost="3 reads and 1 write an element (norm='l2': 6 reads, in two passes); no memory beside the result",
+            traffic=traffic.pgd_step,
             batched=False,
             writes_into=True,
             kernels=NATIVE,
@@ -249,6 +259,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.random_start,
             sized=samples.sized_start,
             cost="1 read and 1 write an element; no memory beside the result (norm='l2': one sample a thread)",
+            traffic=traffic.random_start,
             batched=False,
             kernels=NATIVE,
         ),
@@ -262,6 +273,7 @@ OPERATORS: dict[str, Operator] = {
             dtypes=(torch.int64,),
             sized=samples.sized_hard_batch,
             cost="O(B + K²) time, O(K²) memory",
+            traffic=traffic.confusion_counts,
             kernels=NATIVE,
         ),
         Operator(
@@ -273,6 +285,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.trades_kl,
             sized=samples.sized_two_batches,
             cost="O(B·K) time and memory; backward the same",
+            traffic=traffic.trades_kl,
             differentiable=2,
         ),
         Operator(
@@ -284,6 +297,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.same_class_mixup,
             sized=samples.sized_labelled_images,
             cost="O(1) time and memory an element, O(B log B) time for the partners",
+            traffic=traffic.same_class_mixup,
             batched=False,
         ),
         Operator(
@@ -295,6 +309,7 @@ OPERATORS: dict[str, Operator] = {
             samples=samples.kl_dro_weights,
             sized=samples.sized_losses,
             cost="O(K) time, 80 halvings of an interval; O(K) memory",
+            traffic=traffic.kl_dro_weights,
         ),
     )
 }
