@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import COMPILED
 
 import fairkernels.functional as FK
 from fairkernels.nn import TRADESLoss
@@ -158,6 +159,32 @@ def test_weights_lie_on_the_ball_and_beat_what_lies_in_it(radius):
     others = torch.distributions.Dirichlet(torch.ones(6).double()).sample((20000,))
     inside = others[(uniform * (uniform / others).log()).sum(1) <= radius]
     assert ((inside @ losses) <= (weights @ losses) + 1e-9).all()
+
+
+@pytest.mark.parametrize("classes", [2, 15, 16, 17, 33, 200])
+@pytest.mark.parametrize("radius", [1e-3, 0.5, 20.0, 300.0])
+def test_weights_of_many_problems_agree_with_the_reference(classes, radius, backend):
+    losses = Maker(torch.float64).normal(20, classes, scale=3.0)
+    losses[::2] = losses[::2].exp()
+    counts = (Maker(torch.float64, seed=1).uniform(20, classes) > 0.3).double()
+    expected = FK.kl_dro_weights(losses, counts, radius=radius, backend="reference")
+    weights = FK.kl_dro_weights(losses, counts, radius=radius, backend=backend)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+
+
+def test_weights_in_a_small_ball_move_straight_up_the_losses(backend):
+    """p = u (1 + sqrt(2 r) (a - mean) / deviation) up to terms of the size of r."""
+    losses = Maker(torch.float64).normal(9)
+    straight = (losses - losses.mean()) / losses.std(correction=0)
+    weights = FK.kl_dro_weights(losses, radius=1e-12, backend=backend)
+    torch.testing.assert_close(9 * weights - 1, 2e-12**0.5 * straight, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_weights_in_a_ball_without_bounds_are_the_worst_class(backend):
+    for radius in (1e3, 1e30, torch.inf):
+        weights = FK.kl_dro_weights(torch.tensor([0.0, 2.0, 1.0, 2.0]), radius=radius, backend=backend)
+        assert weights.tolist() == [0, 0.5, 0, 0.5]
 
 
 def test_weights_of_absent_classes_are_0():
