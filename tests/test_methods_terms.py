@@ -121,6 +121,35 @@ def test_partners_are_uniform():
     assert ((others - 500).abs() < 5 * 500**0.5).all()
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.arange(3000) % 7,
+        torch.arange(500) ** 3 % 5000 - 2500,
+        (torch.arange(64) % 5) * 2**60 - 2**62,
+        torch.tensor([2**63 - 1, -(2**63), 0, 2**63 - 1, -(2**63), 1]),
+        torch.arange(41)[::2] % 3,
+    ],
+    ids=["large classes", "many classes", "far apart", "the whole range", "strided"],
+)
+def test_every_backend_finds_the_same_partners(labels, backend):
+    x = Maker(torch.float32).uniform(len(labels), 5)
+    for seed in (0, -1, 2**40 + 3):
+        mixed, partner = FK.same_class_mixup(x, labels, lam=0.3, seed=seed, backend=backend)
+        expected, its_partner = FK.same_class_mixup(x, labels, lam=0.3, seed=seed, backend="reference")
+        assert torch.equal(partner, its_partner)
+        torch.testing.assert_close(mixed, expected)
+
+
+def test_mixup_keeps_the_layout(backend):
+    x = torch.rand(6, 3, 40, 33).to(memory_format=torch.channels_last)
+    labels = torch.arange(6) % 2
+    mixed, partner = FK.same_class_mixup(x, labels, lam=torch.linspace(0, 1, 6), seed=1, backend=backend)
+    assert mixed.stride() == x.stride()
+    share = torch.linspace(0, 1, 6)[:, None, None, None]
+    torch.testing.assert_close(mixed, share * x + (1 - share) * x[partner])
+
+
 def test_mixup_theorem_on_two_gaussian_classes():
     """Mixed samples of a class have the variance g(λ) σ², g = λ² + (1 - λ)²."""
     x = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))

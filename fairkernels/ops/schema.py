@@ -259,8 +259,9 @@ OPERATORS: dict[str, Operator] = {
             fake=fakes.same_class_mixup,
             samples=samples.same_class_mixup,
             sized=samples.sized_labelled_images,
-            cost="O(1) time and memory an element, O(B log B) time for the partners",
+            cost="2 reads and 1 write an element; O(B) time and memory for the partners",
             batched=False,
+            kernels=NATIVE,
         ),
         Operator(
             name="kl_dro_weights",
