@@ -54,6 +54,14 @@ def test_trades_of_close_logits_keeps_its_digits():
     assert FK.trades_kl(natural, natural).item() == 0
 
 
+def test_trades_hides_no_nan_of_an_impossible_class(backend):
+    natural = torch.tensor([[0.0, -1e4]], requires_grad=True)
+    adversarial = torch.tensor([[0.0, torch.nan]], requires_grad=True)
+    value = FK.trades_kl(natural, adversarial, backend=backend)
+    assert value.isnan()
+    assert all(grad.isnan().any() for grad in torch.autograd.grad(value, (natural, adversarial)))
+
+
 @pytest.mark.parametrize("shape", [(1, 5), (17, 3), (20, 40), (3, 70), (2, 1030)])
 def test_trades_of_any_shape(shape, backend):
     """Rows side by side and one at a time, whole vectors and tails, more than one block."""
@@ -249,6 +257,40 @@ def test_weights_are_shift_and_scale_free():
 def test_weights_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         FK.kl_dro_weights(*arguments)
+
+
+# --- counts of pairs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "classes"), [(8, 50), (1027, 3), (5000, 45), (5003, 46), (40001, 50), (70003, 2), (70000, 100)]
+)
+def test_counts_of_many_pairs(samples, classes, backend, threads):
+    """Tables that take turns, tables of bytes that come round to 0, no table; one thread and two."""
+    generator = torch.Generator().manual_seed(samples)
+    predictions, labels = torch.randint(classes, (2, samples), generator=generator)
+    labels[: samples // 2] = predictions[: samples // 2] = 1
+    ignored = labels == 0
+    predictions[ignored] = -7
+    expected = torch.bincount((labels * classes + predictions)[~ignored], minlength=classes**2)
+    for count in (1, 2):
+        threads(count)
+        counts = FK.confusion_counts(predictions, labels, num_classes=classes, ignore_index=0, backend=backend)
+        assert torch.equal(counts.flatten(), expected)
+        both = torch.stack((labels, predictions), 1)
+        counts = FK.confusion_counts(both[:, 1], both[:, 0], num_classes=classes, ignore_index=0, backend=backend)
+        assert torch.equal(counts.flatten(), expected)
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(8, 50), (1027, 3), (40001, 50)])
+def test_the_first_pair_without_a_class_is_named(samples, classes, backend):
+    labels, predictions = torch.zeros(2, samples, dtype=torch.int64)
+    predictions[samples - 1], predictions[samples - 3] = classes, -1
+    with pytest.raises(IndexError, match=rf"predictions\[{samples - 3}\] is -1"):
+        FK.confusion_counts(predictions, labels, num_classes=classes, backend=backend)
+    labels[samples - 2] = classes
+    with pytest.raises(IndexError, match=rf"labels\[{samples - 2}\] is {classes}"):
+        FK.confusion_counts(predictions, labels, num_classes=classes, backend=backend)
 
 
 def test_trades_errors():
