@@ -9,7 +9,8 @@
 namespace fairkernels {
 namespace {
 
-void load_problem(const Tensor& tensor, Dtype dtype, const ProblemOffset& offset, int64_t problem, std::vector<double>& to) {
+void load_problem(const Tensor& tensor, Dtype dtype, const ProblemOffset& offset, int64_t problem,
+                  std::vector<double>& to) {
   with_float_type(dtype, [&](auto type) {
     load(data_of<decltype(type)>(tensor) + offset(problem), tensor.stride(-1), to.size(), to.data());
   });

@@ -17,7 +17,8 @@ enum class Reduction { batchmean, sum, none };
 
 Reduction take_reduction(StringHandle handle) {
   const std::string name = take_string(handle);
-  require(name == "batchmean" || name == "sum" || name == "none", "reduction must be batchmean, sum or none, got ", name);
+  const bool known = name == "batchmean" || name == "sum" || name == "none";
+  require(known, "reduction must be batchmean, sum or none, got ", name);
   return name == "batchmean" ? Reduction::batchmean : name == "sum" ? Reduction::sum : Reduction::none;
 }
 
@@ -34,7 +35,8 @@ struct Arguments {
       : reduction(take_reduction(reduction_name)), natural_(natural), adversarial_(adversarial) {
     dtype = float_dtype_of(natural, "natural_logits");
     shape = shape_of(natural);
-    require(shape.size() >= 2 && shape.back() >= 1, "natural_logits must be [..., B, K] with K >= 1, got ", to_string(shape));
+    const bool fits = shape.size() >= 2 && shape.back() >= 1;
+    require(fits, "natural_logits must be [..., B, K] with K >= 1, got ", to_string(shape));
     require_dtype(adversarial, dtype, "adversarial_logits");
     require_shape(adversarial, shape, "adversarial_logits");
     problems = product(reshaped(shape, 2, {}));

@@ -1,7 +1,7 @@
-// How often each class is taken for each, rows the true class. 16 bytes are read for a sample and K * K counts of 8 bytes
-// written; in between, a load, an addition and a store for a sample, at random places. With few cells these wait for one
-// another, so four tables take turns; with many they miss the cache, so they are bytes: a thousand classes then fit the
-// second level, which their counts of 8 bytes would overflow eight times.
+// How often each class is taken for each, rows the true class. 16 bytes are read for a sample and K * K counts of 8
+// bytes written; in between, a load, an addition and a store for a sample, at random places. With few cells these wait
+// for one another, so four tables take turns; with many they miss the cache, so they are bytes: a thousand classes then
+// fit the second level, which their counts of 8 bytes would overflow eight times.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace fairkernels {
 
-constexpr int64_t kPairs = 1024;      // whose cells are found at once
-constexpr int64_t kFewCells = 2048;   // their tables fit the first-level cache together
+constexpr int64_t kPairs = 1024;     // whose cells are found at once
+constexpr int64_t kFewCells = 2048;  // their tables fit the first-level cache together
 
 // The cells of samples; one that is ignored gets the cell behind the last. False if one that counts has no class: its
 // cell may then be anything.
@@ -64,7 +64,8 @@ bool for_cells(LabelRow predictions, LabelRow labels, int64_t begin, int64_t end
 }
 
 // Few samples for a large matrix: straight into it.
-inline bool count_directly(LabelRow predictions, LabelRow labels, int64_t classes, int64_t ignore_index, int64_t* counts) {
+inline bool count_directly(LabelRow predictions, LabelRow labels, int64_t classes, int64_t ignore_index,
+                           int64_t* counts) {
   const int64_t all = classes * classes;
   std::memset(counts, 0, sizeof(int64_t) * all);
   return for_cells(predictions, labels, 0, labels.samples, classes, ignore_index, [=](const int64_t* cells, int64_t n) {

@@ -1,7 +1,7 @@
-// max_p sum_c a_c p_c subject to KL(u || p) <= r has p_c = u_c x / (x + d_c) / W: d_c is how far class c lies below the worst
-// one, W makes the sum 1, and x > 0 is where the divergence, which falls as x grows, is r (FAAL, arXiv 2402.17729).
-// Bound by the divergence of K classes, two divisions and a logarithm each: some 35 operations of double precision for a
-// vector of classes, in vectors; six or so evaluations find x. Memory is read once.
+// max_p sum_c a_c p_c subject to KL(u || p) <= r has p_c = u_c x / (x + d_c) / W (FAAL, arXiv 2402.17729): d_c is how
+// far class c lies below the worst one, W makes the sum 1, and the divergence, which falls as x > 0 grows, is r.
+// Bound by the divergence of K classes, three divisions and a logarithm each, some 35 vector operations of double
+// precision; six or so evaluations find x. Memory is read once.
 #pragma once
 
 #include <algorithm>
@@ -30,11 +30,12 @@ struct Divergence {
 };
 
 FK_INLINE double total_weight(const Classes& classes, double x) {
-  return lane_sum<double>(classes.width, [=](int64_t c) { return classes.share[c] * (x / (x + classes.depth[c])); });
+  const auto weight = [=](int64_t c) { return classes.share[c] * (x / (x + classes.depth[c])); };
+  return lane_sum<double>(classes.width, weight);
 }
 
-// With q = p / u the divergence is sum_c u_c (q_c - 1 - log q_c), because u and p have the same sum: no term is negative,
-// and where q is close to 1 the term is what the logarithm's series leaves after its first.
+// With q = p / u the divergence is sum_c u_c (q_c - 1 - log q_c), because u and p have the same sum: no term is
+// negative, and where q is close to 1 the term is what the logarithm's series leaves after its first.
 FK_CLONES static Divergence divergence_at(const Classes& classes, double x) {
   const double inverse = 1 / total_weight(classes, x);
   double values[kLanes] = {};
@@ -62,9 +63,9 @@ FK_CLONES static void weights_at(const Classes& classes, double x, double* weigh
 }
 
 // log x where the divergence is `radius`, by Newton's method on its logarithm, which falls with log x almost along two
-// straight lines. Where a step leaves the interval that holds the root or is not half of the one before, the interval is
-// halved instead, so that no problem takes more than some hundred evaluations. Below -700 the weights of all but the
-// worst classes underflow, above 700 they are uniform to the last bit.
+// straight lines. Where a step leaves the interval that holds the root, or is more than half of the one before, the
+// interval is halved instead, so that no problem takes more than some hundred evaluations. Below -700 the weights of
+// all but the worst classes underflow, above 700 they are uniform to the last bit.
 inline double find_root(const Classes& classes, double radius) {
   double low = -700;
   double high = std::clamp(-std::log(std::expm1(radius)), low, 700.0);  // the divergence is at most the radius there

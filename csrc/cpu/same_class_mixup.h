@@ -1,5 +1,5 @@
-// Mixing each sample with another one of its class (Domain Mixup, arXiv 2411.14424). Bound by memory: 2 reads and 1 write an
-// element; the partners cost a sort of the labels, some 10 ns a sample.
+// Mixing each sample with another one of its class (Domain Mixup, arXiv 2411.14424). Bound by memory: 2 reads and 1
+// write an element; the partners cost a sort of the labels.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@ namespace fairkernels {
 
 constexpr uint32_t kMixupStream = 2;  // of the generator: random starts use 0 and 1
 
-// The samples in the order of their labels, whatever integers these are: a stable sort by eleven bits at a time of their
-// distance from the smallest, so that a few thousand classes take one pass.
+// The samples in the order of their labels, whatever integers these are: a stable sort by eleven bits at a time of the
+// distance from the smallest, so that a few thousand classes take one or two passes.
 inline std::vector<int64_t> sorted_by_label(LabelRow labels) {
   constexpr int kBits = 11;
   constexpr uint64_t kDigits = uint64_t{1} << kBits;
@@ -30,7 +30,9 @@ inline std::vector<int64_t> sorted_by_label(LabelRow labels) {
     smallest = std::min(smallest, labels[b]);
     largest = std::max(largest, labels[b]);
   }
-  const auto distance = [=](int64_t label) { return static_cast<uint64_t>(label) - static_cast<uint64_t>(smallest); };
+  const auto distance = [least = static_cast<uint64_t>(smallest)](int64_t label) {
+    return static_cast<uint64_t>(label) - least;
+  };
   std::vector<int64_t> sorted(labels.samples);
   for (int shift = 0; shift < 64 && distance(largest) >> shift != 0; shift += kBits) {
     const auto digit = [&](int64_t b) { return distance(labels[b]) >> shift & (kDigits - 1); };

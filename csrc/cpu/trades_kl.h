@@ -1,8 +1,8 @@
-// The divergence KL(p || q) of two softmaxes, p of the natural logits z and q of the adversarial ones z', row by row, and
-// its gradients by both (TRADES, arXiv 1901.08573).
+// The divergence KL(p || q) of two softmaxes, p of the natural logits z and q of the adversarial ones z', row by row,
+// and its gradients by both (TRADES, arXiv 1901.08573).
 // Bound by the two exps an element, which either direction computes; each reads both logits once, backward writes both
-// gradients once. Rows of few classes lie in the lanes side by side, sixteen at a time: one row across them would leave most
-// lanes empty and fold them together five times.
+// gradients once. Rows of few classes lie in the lanes side by side, sixteen at a time: one row across them would leave
+// most lanes empty and fold them together five times.
 #pragma once
 
 #include <algorithm>
