@@ -73,6 +73,12 @@ struct ClassOrder {
     }
   }
 
+  // The sample to be fetched while the one at `position` is worked on: so much later that memory has the time to answer.
+  int64_t ahead(int64_t position) const {
+    const int64_t steps = std::clamp<int64_t>(512 / classes, 1, 8);
+    return sample[std::min<int64_t>(position + steps, sample.size() - 1)];
+  }
+
   int64_t elements_per_chunk() const { return classes * most_rows; }
 
   std::vector<Chunk> chunks() const {

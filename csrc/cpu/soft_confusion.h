@@ -178,13 +178,13 @@ FK_INLINE Top<Real> find_top(const Real* logits, const Real* gradient, int64_t c
   return {top, max_lanes(there)};
 }
 
-// A row whose gradient is wanted, where that goes, and the same of the row that comes next, which is fetched on the way.
+// A row whose gradient is wanted, where that goes, and the same of a row that comes later and is fetched on the way.
 template <typename Real>
 struct RowTask {
   const Real* logits;
   Real* out;
-  const Real* next_logits;
-  const Real* next_out;
+  const Real* logits_ahead;
+  const Real* out_ahead;
 };
 
 // The exponentials of a row, their sum and their product with the incoming gradient, shifted.
@@ -208,8 +208,8 @@ FK_INLINE Moments<Real> exp_moments(const RowTask<Real>& task, const Real* gradi
     Real sums[kLanes] = {};
     Real products[kLanes] = {};
     for (int64_t k = first; k < end; k += kLanes) {
-      FK_PREFETCH(task.next_logits + k);
-      FK_PREFETCH_TO_WRITE(task.next_out + k);
+      FK_PREFETCH(task.logits_ahead + k);
+      FK_PREFETCH_TO_WRITE(task.out_ahead + k);
       const Real* from = k < whole ? task.logits + k : tail;
 #pragma omp simd
       for (int j = 0; j < kLanes; ++j) {
@@ -298,11 +298,11 @@ FK_INLINE Real gradient_at_top(const Real* exps, const Real* tail, const Real* g
   return max_lanes(there);
 }
 
-// Copies a row to where it is kept, and fetches where the next one goes.
+// Copies a row to where it is kept, and fetches where a later one goes.
 template <typename Real>
-FK_INLINE void copy_row_body(const Real* from, int64_t n, Real* to, const Real* next) {
+FK_INLINE void copy_row_body(const Real* from, int64_t n, Real* to, const Real* ahead) {
   for (int64_t k = 0; k < n; k += kLanes) {
-    FK_PREFETCH_TO_WRITE(next + k);
+    FK_PREFETCH_TO_WRITE(ahead + k);
   }
 #pragma omp simd
   for (int64_t k = 0; k < n; ++k) {
@@ -310,19 +310,19 @@ FK_INLINE void copy_row_body(const Real* from, int64_t n, Real* to, const Real* 
   }
 }
 
-FK_CLONES static void copy_row(const float* from, int64_t n, float* to, const float* next) {
-  copy_row_body(from, n, to, next);
+FK_CLONES static void copy_row(const float* from, int64_t n, float* to, const float* ahead) {
+  copy_row_body(from, n, to, ahead);
 }
 
-FK_CLONES static void copy_row(const double* from, int64_t n, double* to, const double* next) {
-  copy_row_body(from, n, to, next);
+FK_CLONES static void copy_row(const double* from, int64_t n, double* to, const double* ahead) {
+  copy_row_body(from, n, to, ahead);
 }
 
-// softmax_backward of a row whose exponentials and their sum are there already, and give way to it; the row `next` is fetched; `gradient` has room for
-// a tail. Where no class has more than half of the probability, or that class's gradient is 0 anyway, nothing is lost
+// softmax_backward of a row whose exponentials and their sum are there already, and give way to it; the row `ahead` is
+// fetched; `gradient` has room for // a tail. Where no class has more than half of the probability, or that class's gradient is 0 anyway, nothing is lost
 // without the shift.
 template <typename Real>
-FK_INLINE void exps_to_slopes_body(Real* exps, const Real* next, Real sum, int64_t classes, int64_t label, const Real* gradient, Real scale,
+FK_INLINE void exps_to_slopes_body(Real* exps, const Real* ahead, Real sum, int64_t classes, int64_t label, const Real* gradient, Real scale,
                                    Real common) {
   const int64_t whole = classes / kLanes * kLanes;
   Real tail[kLanes];
@@ -333,7 +333,7 @@ FK_INLINE void exps_to_slopes_body(Real* exps, const Real* next, Real sum, int64
   const bool shifts = sum < 2 && !(exps[label] == 1 && gradient[label] == 0);
   const Real shift = shifts ? gradient_at_top(exps, tail, gradient, whole) : Real(0);
   for (int64_t k = 0; k < whole; k += kLanes) {
-    FK_PREFETCH_TO_WRITE(next + k);
+    FK_PREFETCH_TO_WRITE(ahead + k);
   }
   double product = blocked_sum<Real>(whole, [=](int64_t k) { return exps[k] * (gradient[k] - shift); });
   if (whole != classes) {
@@ -342,14 +342,14 @@ FK_INLINE void exps_to_slopes_body(Real* exps, const Real* next, Real sum, int64
   slopes(exps, tail, gradient, classes, shift, {sum, static_cast<Real>(product)}, scale, common, exps);
 }
 
-FK_CLONES static void exps_to_slopes(float* exps, const float* next, float sum, int64_t classes, int64_t label, const float* gradient, float scale,
+FK_CLONES static void exps_to_slopes(float* exps, const float* ahead, float sum, int64_t classes, int64_t label, const float* gradient, float scale,
                                      float common) {
-  exps_to_slopes_body(exps, next, sum, classes, label, gradient, scale, common);
+  exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
 }
 
-FK_CLONES static void exps_to_slopes(double* exps, const double* next, double sum, int64_t classes, int64_t label, const double* gradient,
+FK_CLONES static void exps_to_slopes(double* exps, const double* ahead, double sum, int64_t classes, int64_t label, const double* gradient,
                                      double scale, double common) {
-  exps_to_slopes_body(exps, next, sum, classes, label, gradient, scale, common);
+  exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
 }
 
 // The gradient by the logits of chunks [begin, end) of one problem, row by row. enter(label) is called before the first chunk
@@ -374,8 +374,8 @@ void backward_chunks(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& 
     }
     for (int64_t position = chunk->first; position < chunk->first + chunk->rows; ++position) {
       const int64_t sample = order.sample[position];
-      const int64_t next = order.sample[std::min<int64_t>(position + 1, order.sample.size() - 1)];
-      row(RowTask<Real>{reader(sample, 0), out_of(sample), reader.address(next), out_of(next)}, position);
+      const int64_t ahead = order.ahead(position);
+      row(RowTask<Real>{reader(sample, 0), out_of(sample), reader.address(ahead), out_of(ahead)}, position);
       if constexpr (!direct) {
         store_run(wide.data(), logits.classes, grad_logits + sample * logits.classes);
       }

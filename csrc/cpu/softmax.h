@@ -37,12 +37,12 @@ FK_INLINE void store_tail(const Real* lanes, int64_t n, Real* tail) {
   }
 }
 
-// exps_k = exp((z_k - max) / temperature), padded to whole lanes with zeros; the row `next` is fetched on the way. In the order
+// exps_k = exp((z_k - max) / temperature), padded to whole lanes with zeros; the row `ahead` is fetched on the way. In the order
 // of the classes rows lie anywhere, which no hardware foresees: from main memory they would take twice the time. The division
 // comes after the subtraction, where it is exact for the largest. A NaN, whether or not it passes for the largest,
 // enters the sum.
 template <typename Real>
-FK_INLINE void exp_row(const Real* logits, const Real* next, int64_t classes, Real temperature, Real* exps, Real& top,
+FK_INLINE void exp_row(const Real* logits, const Real* ahead, int64_t classes, Real temperature, Real* exps, Real& top,
                        Real& sum) {
   const int64_t whole = classes / kLanes * kLanes;
   const bool ragged = whole != classes;
@@ -60,7 +60,7 @@ FK_INLINE void exp_row(const Real* logits, const Real* next, int64_t classes, Re
     const int64_t end = whole - first < kBlock ? whole : first + kBlock;
     Real sums[kLanes] = {};
     for (int64_t k = first; k < end; k += kLanes) {
-      FK_PREFETCH(next + k);
+      FK_PREFETCH(ahead + k);
 #pragma omp simd
       for (int j = 0; j < kLanes; ++j) {
         sums[j] += exps[k + j] = exp_nonpositive(shifted(logits[k + j]));
@@ -75,29 +75,29 @@ FK_INLINE void exp_row(const Real* logits, const Real* next, int64_t classes, Re
   sum = static_cast<Real>(total);
 }
 
-// `logits` holds one row more than `n_rows`: the one that comes next.
+// While a row is worked on, the one in `ahead` is fetched.
 template <typename Real>
-FK_INLINE void exp_rows_body(const Real* const* logits, int64_t n_rows, int64_t classes, Real temperature, Real* exps, Real* tops,
-                             Real* sums) {
+FK_INLINE void exp_rows_body(const Real* const* logits, const Real* const* ahead, int64_t n_rows, int64_t classes, Real temperature,
+                             Real* exps, Real* tops, Real* sums) {
   if (temperature == 1) {
     for (int64_t r = 0; r < n_rows; ++r) {
-      exp_row(logits[r], logits[r + 1], classes, Real(1), exps + r * padded(classes), tops[r], sums[r]);
+      exp_row(logits[r], ahead[r], classes, Real(1), exps + r * padded(classes), tops[r], sums[r]);
     }
     return;
   }
   for (int64_t r = 0; r < n_rows; ++r) {
-    exp_row(logits[r], logits[r + 1], classes, temperature, exps + r * padded(classes), tops[r], sums[r]);
+    exp_row(logits[r], ahead[r], classes, temperature, exps + r * padded(classes), tops[r], sums[r]);
   }
 }
 
-FK_CLONES static void exp_rows(const float* const* logits, int64_t n_rows, int64_t classes, float temperature, float* exps,
-                               float* tops, float* sums) {
-  exp_rows_body(logits, n_rows, classes, temperature, exps, tops, sums);
+FK_CLONES static void exp_rows(const float* const* logits, const float* const* ahead, int64_t n_rows, int64_t classes, float temperature,
+                               float* exps, float* tops, float* sums) {
+  exp_rows_body(logits, ahead, n_rows, classes, temperature, exps, tops, sums);
 }
 
-FK_CLONES static void exp_rows(const double* const* logits, int64_t n_rows, int64_t classes, double temperature, double* exps,
-                               double* tops, double* sums) {
-  exp_rows_body(logits, n_rows, classes, temperature, exps, tops, sums);
+FK_CLONES static void exp_rows(const double* const* logits, const double* const* ahead, int64_t n_rows, int64_t classes, double temperature,
+                               double* exps, double* tops, double* sums) {
+  exp_rows_body(logits, ahead, n_rows, classes, temperature, exps, tops, sums);
 }
 
 // The logits of one problem.
@@ -165,7 +165,8 @@ class ExpChunk {
       : classes_(logits.classes),
         temperature_(logits.temperature),
         reader_(logits, most_rows),
-        rows_(most_rows + 1),
+        rows_(most_rows),
+        ahead_(most_rows),
         exps_(new Real[most_rows * padded(logits.classes)]),
         tops_(most_rows),
         sums_(most_rows) {}
@@ -173,10 +174,9 @@ class ExpChunk {
   void compute(const ClassOrder<Real>& order, const Chunk& chunk) {
     for (int64_t r = 0; r < chunk.rows; ++r) {
       rows_[r] = reader_(order.sample[chunk.first + r], r);
+      ahead_[r] = reader_.address(order.ahead(chunk.first + r));
     }
-    const size_t next = chunk.first + chunk.rows;
-    rows_[chunk.rows] = next < order.sample.size() ? reader_.address(order.sample[next]) : rows_[0];
-    exp_rows(rows_.data(), chunk.rows, classes_, temperature_, exps_.get(), tops_.data(), sums_.data());
+    exp_rows(rows_.data(), ahead_.data(), chunk.rows, classes_, temperature_, exps_.get(), tops_.data(), sums_.data());
   }
 
   int64_t classes() const { return classes_; }
@@ -188,6 +188,7 @@ class ExpChunk {
   Real temperature_;
   RowReader<T> reader_;
   std::vector<const Real*> rows_;
+  std::vector<const Real*> ahead_;
   std::unique_ptr<Real[]> exps_;
   std::vector<Real> tops_;
   std::vector<Real> sums_;

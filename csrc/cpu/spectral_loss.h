@@ -249,10 +249,10 @@ Rival<Real> find_rival(const Real* logits, int64_t classes, int64_t label, Real 
   }
   std::copy_n(logits, classes, exps);
   exps[label] = -std::numeric_limits<Real>::infinity();
-  const Real* rows[2] = {exps, exps};
+  const Real* row = exps;
   Real highest = 0;
   Real others = 0;
-  exp_rows(rows, 1, classes, Real(1), exps, &highest, &others);
+  exp_rows(&row, &row, 1, classes, Real(1), exps, &highest, &others);
   return rival_of(logits, top, exps, others, classes, label, margin);
 }
 

@@ -73,9 +73,8 @@ struct KeptExps {
   std::vector<Real> sums;  // by position in the order
 
   void keep(const ExpRow<Real>& row, const ClassOrder<Real>& order, int64_t position) {
-    const int64_t next = std::min<int64_t>(position + 1, order.sample.size() - 1);
     Real* there = rows + order.sample[position] * order.classes;
-    copy_row(row.exps, order.classes, there, rows + order.sample[next] * order.classes);
+    copy_row(row.exps, order.classes, there, rows + order.ahead(position) * order.classes);
     sums[position] = row.sum;
   }
 };
@@ -278,7 +277,7 @@ class FairGradient {
   // The gradient of the sample at this position in the order.
   void row(const RowTask<Real>& task, int64_t position) {
     if (kept_ != nullptr) {
-      exps_to_slopes(task.out, task.next_out, kept_->sums[position], classes_, label_, by_rates_.data(), scale_, common_);
+      exps_to_slopes(task.out, task.out_ahead, kept_->sums[position], classes_, label_, by_rates_.data(), scale_, common_);
       charge_classes(task.out);
       return;
     }

@@ -166,13 +166,6 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
     return function
 
 
-def scaled(gradient: Tensor, grad: Tensor) -> Tensor:
-    """Their product; the gradient itself where it is a factor of 1 and nobody will ask for it again."""
-    if grad.dim():
-        return gradient * grad[..., None, None]
-    return gradient if not graph_is_kept() and grad.item() == 1 else gradient * grad
-
-
 def make_value_with_gradient(operator: Operator) -> type[torch.autograd.Function]:
     """The Function of a native kernel that gives the gradient along with the value, and nothing else."""
     name = f"{operator.name}_with_gradient"
@@ -188,7 +181,11 @@ def make_value_with_gradient(operator: Operator) -> type[torch.autograd.Function
         nothing = (None,) * len(tensors)
         if torch.is_grad_enabled():  # a second derivative may follow
             return *dispatch.reference_backward(operator, grad, (*tensors, *ctx.rest)), *nothing
-        return scaled(gradient, grad), *nothing
+        if grad.dim():
+            grad = grad[..., None, None]
+        elif not graph_is_kept() and grad.item() == 1:
+            return gradient, *nothing  # nobody will ask for it again
+        return gradient * grad, *nothing
 
     return new_class(operator, forward=forward, backward=backward)
 
