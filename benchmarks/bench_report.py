@@ -49,6 +49,19 @@ REASONS = (
     ),
     Reason("fair_cross_entropy", "the call itself: Python, checks, dispatch", lambda cell: elements(cell) <= 10**4),
     Reason(
+        "fair_cross_entropy",
+        "one pass over every class that might occur, for a few samples",
+        lambda cell: cell["sizes"]["K"] >= 1000 * cell["sizes"]["B"],
+    ),
+    Reason(
+        "fair_cross_entropy",
+        "the iteration, and a row of all classes for each that occurs",
+        lambda cell: cell["variant"] != "",
+    ),
+    Reason("fair_cross_entropy", "lanes of sixteen for two classes", lambda cell: cell["sizes"]["K"] <= 2),
+    Reason("fair_cross_entropy", "the call and, where B is about K, the pairs of the classes that occur"),
+    Reason("confusion_counts", "the call itself: Python, checks, dispatch", lambda cell: cell["sizes"]["B"] <= 10**4),
+    Reason(
         "spectral_norm", "one step on a stored vector, not converged", lambda cell: cell["rival"].startswith("param")
     ),
 )
