@@ -40,8 +40,9 @@ void forward_problem(const ConfusionArguments& arguments, int64_t problem, Norma
                      Accumulator<T>* counts) {
   const auto logits = arguments.logits<T>(problem);
   const auto order = arguments.order<Accumulator<T>>(problem);
-  const auto factors = row_factors(normalize, order.count);
-  store_run(order.count.data(), arguments.classes, counts);
+  const std::vector<double> sums = order.counts();
+  const auto factors = row_factors(normalize, sums);
+  store_run(sums.data(), arguments.classes, counts);
   parallel_ranges(arguments.classes, arguments.samples + arguments.classes, [&](int64_t begin, int64_t end) {
     confusion_rows(logits, order, factors.data(), begin, end, confusion);
   });
@@ -83,8 +84,9 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, cons
   const auto load_gradient = [&](int64_t label, Real* row) {
     load(gradient.data + label * gradient.row_stride, gradient.column_stride, arguments.classes, row);
   };
+  const auto class_scale = [&](int64_t label) { return scale[label]; };
   parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    backward_confusion(logits, order, chunks.data() + begin, chunks.data() + end, scale.data(), load_gradient, grad_logits);
+    backward_confusion(logits, order, chunks.data() + begin, chunks.data() + end, class_scale, load_gradient, grad_logits);
   });
   clear_ignored(order, grad_logits);
 }

@@ -26,17 +26,13 @@ class LossArguments {
         surrogate(surrogate),
         margin(margin) {}
 
-  // What each row of the matrix is multiplied by.
+  // What the row of a class is multiplied by, a function of the class.
   template <typename Real>
-  Vector row_factors(const ClassOrder<Real>& order, int64_t problem) const {
-    const double total = std::accumulate(order.count.begin(), order.count.end(), 0.0);
-    const Vector weights = class_weights(problem);
-    Vector factors(batch.classes);
-    for (int64_t label = 0; label < batch.classes; ++label) {
-      const double count = surrogate == Surrogate::kl_all ? total : order.count[label];
-      factors[label] = inverse_count(count) * (weights.empty() ? 1 : weights[label]);
-    }
-    return factors;
+  auto row_factor(const ClassOrder<Real>& order, int64_t problem) const {
+    return [this, &order, weights = class_weights(problem)](int64_t label) {
+      const double count = surrogate == Surrogate::kl_all ? order.start[order.classes] : order.count(label);
+      return inverse_count(count) * (weights.empty() ? 1 : weights[label]);
+    };
   }
 
   const ConfusionArguments batch;
@@ -48,9 +44,9 @@ class LossArguments {
 };
 
 // Of the rows of the matrix, [begin, end).
-template <typename T>
+template <typename T, typename Factor>
 void dense_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
-                const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
+                const std::vector<int64_t>& present, const Factor& row_factor, int64_t begin, int64_t end,
                 PackedMatrix<Accumulator<T>>& matrix) {
   ExpChunk<T> rows(logits, order.most_rows);
   SurrogateSum<Accumulator<T>> sum(arguments.surrogate, arguments.margin, logits.classes, order.most_rows);
@@ -60,14 +56,14 @@ void dense_rows(const LossArguments& arguments, const Logits<T>& logits, const C
       rows.compute(order, chunk);
       sum.add(rows, chunk);
     });
-    sum.take(present[i], factors[present[i]], matrix.row(i));
+    sum.take(present[i], row_factor(present[i]), matrix.row(i));
   }
 }
 
 // The same for "kl", whose samples without an error need no exponentials.
-template <typename T>
+template <typename T, typename Factor>
 void sparse_rows(const LossArguments& arguments, const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
-                 const std::vector<int64_t>& present, const Vector& factors, int64_t begin, int64_t end,
+                 const std::vector<int64_t>& present, const Factor& row_factor, int64_t begin, int64_t end,
                  std::vector<std::vector<Entry>>& entries) {
   RowReader<T> reader(logits, 1);
   RivalSum<Accumulator<T>> sum(arguments.margin, logits.classes);
@@ -76,7 +72,7 @@ void sparse_rows(const LossArguments& arguments, const Logits<T>& logits, const 
     for (int64_t at = order.start[present[i]]; at < order.start[present[i] + 1]; ++at) {
       sum.add(reader(order.sample[at], 0), present[i]);
     }
-    entries[i] = sum.take(factors[present[i]]);
+    entries[i] = sum.take(row_factor(present[i]));
   }
 }
 
@@ -86,15 +82,15 @@ void forward_problem(const LossArguments& arguments, int64_t problem, const Iter
   const int64_t classes = arguments.batch.classes;
   const auto logits = arguments.batch.logits<T>(problem);
   const auto order = arguments.batch.order<Accumulator<T>>(problem);
-  const Vector factors = arguments.row_factors(order, problem);
+  const auto row_factor = arguments.row_factor(order, problem);
   const std::vector<int64_t>& present = order.present;
   const int64_t n = present.size();
   SurrogateMatrix<Accumulator<T>> matrix(arguments.surrogate, n, classes);
   parallel_ranges(n, classes * (arguments.batch.samples / std::max<int64_t>(n, 1) + 1), [&](int64_t begin, int64_t end) {
     if (matrix.sparse) {
-      sparse_rows(arguments, logits, order, present, factors, begin, end, matrix.entries);
+      sparse_rows(arguments, logits, order, present, row_factor, begin, end, matrix.entries);
     } else {
-      dense_rows(arguments, logits, order, present, factors, begin, end, matrix.dense);
+      dense_rows(arguments, logits, order, present, row_factor, begin, end, matrix.dense);
     }
   });
   const SurrogatePair found = leading_pair(matrix, options, arguments.starts(problem));
@@ -131,10 +127,7 @@ void backward_problem(const LossArguments& arguments, int64_t problem, double gr
   const int64_t classes = arguments.batch.classes;
   const auto logits = arguments.batch.logits<T>(problem);
   const auto order = arguments.batch.order<Real>(problem);
-  Vector slopes = arguments.row_factors(order, problem);
-  for (int64_t label = 0; label < classes; ++label) {
-    slopes[label] *= grad * u[label];
-  }
+  const auto row_factor = arguments.row_factor(order, problem);
   std::vector<Real> right(padded(classes));
   std::copy_n(v, classes, right.begin());
   const std::vector<Chunk> chunks = order.chunks();
@@ -143,21 +136,25 @@ void backward_problem(const LossArguments& arguments, int64_t problem, double gr
     std::vector<Real> by_rates(padded(classes));
     std::vector<Real> exps(padded(classes));
     int64_t label = 0;
-    const auto enter = [&](int64_t entered) { label = entered; };
+    double slope = 0;
+    const auto enter = [&](int64_t entered) {
+      label = entered;
+      slope = row_factor(label) * grad * u[label];
+    };
     const auto row = [&](const RowTask<Real>& task, int64_t) {
       if (arguments.surrogate == Surrogate::kl) {
         std::fill_n(task.out, classes, Real(0));
-        surrogate.add_by_rival(task.logits, label, slopes[label], task.out);
+        surrogate.add_by_rival(task.logits, label, slope, task.out);
         return;
       }
       std::fill(by_rates.begin(), by_rates.end(), Real(0));
       if (surrogate.through_rates()) {
         surrogate.add_by_rates(task.logits, label, 1, by_rates.data());
       }
-      const Real scale = static_cast<Real>(slopes[label]);
+      const Real scale = static_cast<Real>(slope);
       const ExpRow<Real> exp_row = softmax_backward(task, classes, Real(1), by_rates.data(), scale, Real(0), exps.data());
       if (!surrogate.through_rates()) {
-        surrogate.add_by_hits(exp_row, label, slopes[label], task.out);
+        surrogate.add_by_hits(exp_row, label, slope, task.out);
       }
     };
     backward_chunks(logits, order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);

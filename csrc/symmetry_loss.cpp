@@ -49,13 +49,6 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, c
   return {loss, coefficients};
 }
 
-// What w_b times the coefficients of a class are multiplied by in the gradient by its samples' logits.
-std::vector<double> class_scales(const std::vector<double>& counts, double factor) {
-  std::vector<double> scales(counts.size());
-  std::transform(counts.begin(), counts.end(), scales.begin(), [=](double n) { return factor * inverse_count(n); });
-  return scales;
-}
-
 template <typename T>
 void backward_problem(const ConfusionArguments& arguments, int64_t problem, Absent absent, double factor,
                       const Matrix<const Accumulator<T>>& coefficients, T* grad_logits) {
@@ -63,13 +56,13 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, Abse
   const auto logits = arguments.logits<T>(problem);
   const auto order = arguments.order<Real>(problem);
   const std::vector<int64_t>& present = order.present;
-  const std::vector<double> scales = class_scales(order.count, factor);
   const std::vector<Chunk> chunks = order.chunks();
   const auto load_gradient = [&](int64_t label, Real* row) {
     load_coefficients(coefficients, present, arguments.classes, absent == Absent::ignore, label, row);
   };
+  const auto class_scale = [&](int64_t label) { return factor * inverse_count(order.count(label)); };
   parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    backward_confusion(logits, order, chunks.data() + begin, chunks.data() + end, scales.data(), load_gradient, grad_logits);
+    backward_confusion(logits, order, chunks.data() + begin, chunks.data() + end, class_scale, load_gradient, grad_logits);
   });
   clear_ignored(order, grad_logits);
 }

@@ -38,13 +38,16 @@ struct ClassOrder {
   std::vector<int64_t> start;    // class -> first position; start[classes] is where the ignored samples begin
   std::vector<int64_t> sample;   // position -> sample
   std::vector<Real> weight;      // position -> weight of the sample
-  std::vector<double> count;     // class -> sum of its weights
   std::vector<int64_t> present;  // the classes whose sum is not 0, also if it is NaN
   int64_t most_rows = 0;         // of a chunk
 
   // `weights` may be null: all ones.
   ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index)
-      : classes(classes), start(classes + 3), sample(labels.samples), weight(labels.samples, Real(1)), count(classes) {
+      : classes(classes),
+        start(classes + 3),
+        sample(labels.samples),
+        weight(labels.samples, Real(1)),
+        weight_of_class_(weights != nullptr ? classes : 0) {
     sort(labels, ignore_index);
     if (weights != nullptr) {
       std::transform(sample.begin(), sample.end(), weight.begin(), [&](int64_t b) { return weights[b]; });
@@ -54,14 +57,29 @@ struct ClassOrder {
       if (rows == 0) {
         continue;
       }
-      const auto first = weight.begin() + start[label];
-      count[label] = weights == nullptr ? rows : std::accumulate(first, first + rows, 0.0);
+      if (weights != nullptr) {
+        const auto first = weight.begin() + start[label];
+        weight_of_class_[label] = std::accumulate(first, first + rows, 0.0);
+      }
       most_rows = std::max(most_rows, rows);
-      if (count[label] != 0) {
+      if (count(label) != 0) {
         present.push_back(label);
       }
     }
     most_rows = std::min(most_rows, rows_per_chunk(classes));
+  }
+
+  // The sum of a class's weights, and of all classes'.
+  double count(int64_t label) const {
+    return weight_of_class_.empty() ? start[label + 1] - start[label] : weight_of_class_[label];
+  }
+
+  std::vector<double> counts() const {
+    std::vector<double> all(classes);
+    for (int64_t label : present) {
+      all[label] = count(label);
+    }
+    return all;
   }
 
   // Calls function(chunk) for the chunks of one class.
@@ -105,6 +123,8 @@ struct ClassOrder {
       sample[start[bin(b) + 1]++] = b;
     }
   }
+
+  std::vector<double> weight_of_class_;  // empty: all weights are one
 };
 
 }  // namespace fairkernels

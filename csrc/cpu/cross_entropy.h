@@ -67,7 +67,7 @@ class CrossEntropy {
     if (mean) {
       divisor_ = 0;
       for (int64_t label : order.present) {
-        divisor_ += weight_of(label) * order.count[label];
+        divisor_ += weight_of(label) * order.count(label);
       }
     }
   }

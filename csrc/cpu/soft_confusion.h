@@ -384,17 +384,17 @@ void backward_chunks(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& 
 }
 
 // The backward of a confusion matrix: load_gradient(label, row) puts the incoming gradient of one class into `row`;
-// class_scales[label] w_b is what each of its samples multiplies it by.
-template <typename T, typename LoadGradient>
+// class_scale(label) w_b is what each of its samples multiplies it by.
+template <typename T, typename ClassScale, typename LoadGradient>
 void backward_confusion(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order, const Chunk* begin, const Chunk* end,
-                        const double* class_scales, const LoadGradient& load_gradient, T* grad_logits) {
+                        const ClassScale& class_scale_of, const LoadGradient& load_gradient, T* grad_logits) {
   using Real = Accumulator<T>;
   std::vector<Real> gradient(padded(logits.classes));
   std::vector<Real> exps(gradient.size());
   double class_scale = 0;
   const auto enter = [&](int64_t label) {
     load_gradient(label, gradient.data());
-    class_scale = class_scales[label];
+    class_scale = class_scale_of(label);
   };
   const auto row = [&](const RowTask<Real>& task, int64_t position) {
     const Real scale = static_cast<Real>(order.weight[position] * class_scale);

@@ -89,7 +89,7 @@ struct FairValues {
 // What the rows of the surrogate's matrix are multiplied by.
 template <typename Real>
 double surrogate_factor(Surrogate surrogate, const ClassOrder<Real>& order, int64_t label) {
-  return inverse_count(surrogate == Surrogate::kl_all ? order.start[order.classes] : order.count[label]);
+  return inverse_count(surrogate == Surrogate::kl_all ? order.start[order.classes] : order.count(label));
 }
 
 // One thread's reading of the logits, class by class: each row of exponentials serves every term.
@@ -125,7 +125,7 @@ class OnePass {
     if (rival_sum_) {
       rival_sum_->clear();
     }
-    const double factor = inverse_count(order_.count[label]);
+    const double factor = inverse_count(order_.count(label));
     const Real* rates = confusion_row_(order_, label, factor, [&](const ExpChunk<T>& rows, Chunk chunk) {
       for (int64_t r = 0; r < chunk.rows; ++r) {
         loss.add(rows.row(r));
@@ -259,7 +259,7 @@ class FairGradient {
 
   void enter(int64_t label) {
     label_ = label;
-    scale_ = static_cast<Real>(upstream_ * inverse_count(order_.count[label]));
+    scale_ = static_cast<Real>(upstream_ * inverse_count(order_.count(label)));
     common_ = static_cast<Real>(ce_factor_ * entropy_.by_rate(label));
     by_label_ = static_cast<Real>(ce_factor_ * entropy_.by_label(label));
     if (surrogate_) {
