@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/bits.h"
 #include "support/confusion_arguments.h"
 #include "support/fair_terms.h"
 #include "support/parallel.h"
@@ -138,15 +139,14 @@ FairOptions fair_options(double sym_weight, double spec_weight, double ce_weight
   return {sym_weight, spec_weight, ce_weight, of_samples, label_smoothing, eps, symmetry, named, margin, return_parts};
 }
 
-// All options in one text, words in the order of the operator's arguments: to receive twelve arguments takes longer than a
-// small problem does, and this one is only read again when it has changed.
+// All options in one text, words in the order of the operator's arguments, of a float its bits: to receive twelve arguments
+// takes longer than a small problem does, and this one is only read again when it has changed.
 class OptionText {
  public:
   void read(StringHandle handle) {
-    std::string text = take_string(handle);
-    if (text != text_) {
+    const std::string text = take_string(handle);
+    if (!options_ || text != text_) {
       parse(text);
-      text_ = std::move(text);
     }
   }
 
@@ -156,12 +156,14 @@ class OptionText {
  private:
   void parse(const std::string& text) {
     std::istringstream words(text);
-    std::vector<std::string> word{std::istream_iterator<std::string>(words), {}};
+    const std::vector<std::string> word{std::istream_iterator<std::string>(words), {}};
     require(word.size() == 12, "options must be 12 words, got ", text);
-    const auto number = [&](size_t i) { return std::stod(word[i]); };
-    options_ = FairOptions{number(0), number(1), number(2), reduction_named(word[3]), number(4), number(6),
-                           SymmetryOptions(word[7], word[8]), surrogate_named(word[9]), number(10), false};
+    const auto number = [&](size_t i) { return bits_as<double>(static_cast<uint64_t>(std::stoull(word[i]))); };
+    const FairOptions options{number(0), number(1), number(2), reduction_named(word[3]), number(4), number(6),
+                              SymmetryOptions(word[7], word[8]), surrogate_named(word[9]), number(10), false};
     ignore_index_ = std::stoll(word[5]);
+    options_.emplace(options);
+    text_ = text;
   }
 
   std::string text_;

@@ -56,7 +56,7 @@ struct Arguments {
     const bool across = rows_lie_across(samples, classes);
     const int64_t each = across ? 1 : kLanes;
     parallel_ranges((samples + each - 1) / each, each * classes, [&](int64_t begin, int64_t end) {
-      PairTiles<T> tiles(classes, across);
+      LogitTiles<T> tiles(classes, across);
       for (int64_t first = begin * each; first < std::min(end * each, samples); first += each) {
         const int64_t n = std::min(each, samples - first);
         function(tiles, tiles.load(natural, adversarial, first, n), first, n);

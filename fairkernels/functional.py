@@ -680,8 +680,9 @@ def _fair_options(
     check.option(surrogate, "surrogate", SURROGATES)
     check.number(margin, "margin")
     weights = (float(sym_weight), float(spec_weight), float(ce_weight))
-    smoothing, epsilon, width = float(label_smoothing), float(eps), float(margin)
-    return *weights, reduction, smoothing, ignore_index, epsilon, absent, sym_reduction, surrogate, width, return_parts
+    symmetry = (float(eps), absent, sym_reduction)
+    spectrum = (surrogate, float(margin))
+    return *weights, reduction, float(label_smoothing), ignore_index, *symmetry, *spectrum, bool(return_parts)
 
 
 def _spectral_options(

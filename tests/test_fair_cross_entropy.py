@@ -1,10 +1,13 @@
 """Fair cross-entropy as one kernel: what it promises beyond its value."""
 
+import locale
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import COMPILED, operator_call, reference, reference_gradient, samples
 from tolerance import assert_no_worse
 
@@ -124,3 +127,61 @@ def test_the_gradient_that_came_with_the_value_can_be_asked_for_again():
     torch.testing.assert_close(grad, expected)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(loss, logits)
+
+
+def test_half_precision_is_scaled_before_it_is_rounded():
+    """What a loss scaler is for: without it a tenth of these gradients would be 0."""
+    logits, labels = 2 * torch.randn(4096, 100).half(), torch.arange(4096) % 100
+    exact = torch.autograd.grad(FK.fair_cross_entropy(leaf := logits.double().requires_grad_(), labels), leaf)[0]
+    loss = FK.fair_cross_entropy(leaf := logits.requires_grad_(), labels)
+    (grad,) = torch.autograd.grad(loss, leaf, torch.tensor(8192.0, dtype=torch.float16))
+    assert ((grad.double() / 8192 - exact).norm() / exact.norm()).item() < 1e-3
+    assert ((grad == 0) == (exact == 0)).float().mean() > 0.999
+
+
+OPTIONS = ({"eps": 1e-310}, {"sym_weight": 1e-320}, {"margin": math.inf}, {"return_parts": 0})
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_reach_the_kernel_bit_for_bit(options):
+    logits, labels = torch.randn(8, 3, dtype=torch.float64), torch.arange(8) % 3
+    with_gradient = FK.fair_cross_entropy(logits.clone().requires_grad_(), labels, **options)
+    torch.testing.assert_close(with_gradient.detach(), FK.fair_cross_entropy(logits, labels, **options), rtol=0, atol=0)
+
+
+def test_options_do_not_depend_on_the_locale():
+    before = locale.setlocale(locale.LC_NUMERIC)
+    logits, labels = torch.randn(8, 3, requires_grad=True), torch.arange(8) % 3
+    options = {"eps": 0.28125, "sym_weight": 1.75}
+    try:
+        for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "de_DE.utf8", "C"):
+            try:
+                locale.setlocale(locale.LC_NUMERIC, name)
+            except locale.Error:
+                continue
+            loss = FK.fair_cross_entropy(logits, labels, **options)
+            torch.testing.assert_close(loss, FK.fair_cross_entropy(logits, labels, backend="reference", **options))
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, before)
+
+
+def test_many_upstream_gradients_at_once():
+    logits, labels = torch.randn(8, 3), torch.arange(8) % 3
+    one_by_one = torch.autograd.functional.jacobian(lambda z: FK.fair_cross_entropy(z, labels), logits)
+    together = torch.autograd.functional.jacobian(lambda z: FK.fair_cross_entropy(z, labels), logits, vectorize=True)
+    torch.testing.assert_close(together, one_by_one)
+
+
+def test_backward_of_fake_tensors():
+    with torch._subclasses.FakeTensorMode():
+        logits = torch.randn(8, 3, requires_grad=True)
+        FK.fair_cross_entropy(logits, torch.zeros(8, dtype=torch.int64)).backward()
+        assert logits.grad.shape == (8, 3)
+
+
+def test_a_mean_over_weights_of_zero_is_nan_with_smoothing_too():
+    logits, labels, weight = torch.randn(2, 3), torch.tensor([1, 1]), torch.tensor([1.0, 0.0, 2.0])
+    options = {"weight": weight, "label_smoothing": 0.1}
+    for backend in (*COMPILED, "reference"):
+        assert FK.fair_cross_entropy(logits, labels, sym_weight=0.0, backend=backend, **options).isnan()
+    assert F.cross_entropy(logits, labels, **options).isnan()

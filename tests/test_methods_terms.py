@@ -298,3 +298,15 @@ def test_trades_errors():
         FK.trades_kl(torch.zeros(3, 4), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="reduction must be one of 'batchmean', 'sum', 'none'"):
         FK.trades_kl(torch.zeros(3, 4), torch.zeros(3, 4), reduction="mean")  # type: ignore[arg-type]
+
+
+def test_trades_of_an_impossible_top_class_is_infinite():
+    natural, adversarial = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 2.0, -torch.inf]])
+    for backend in (*COMPILED, "reference"):
+        assert FK.trades_kl(natural, adversarial, backend=backend).item() == torch.inf
+
+
+def test_faal_of_a_large_radius_puts_all_on_the_worst_class():
+    for backend in (*COMPILED, "reference"):
+        weights = FK.kl_dro_weights(torch.tensor([1.0, 2.0, 3.0]), radius=1e4, backend=backend)
+        torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 1.0]))

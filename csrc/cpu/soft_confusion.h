@@ -319,11 +319,11 @@ FK_CLONES static void copy_row(const double* from, int64_t n, double* to, const 
 }
 
 // softmax_backward of a row whose exponentials and their sum are there already, and give way to it; the row `ahead` is
-// fetched; `gradient` has room for // a tail. Where no class has more than half of the probability, or that class's gradient is 0 anyway, nothing is lost
-// without the shift.
+// fetched; `gradient` has room for a tail. Where no class has more than half of the probability, or that class's gradient
+// is 0 anyway, nothing is lost without the shift.
 template <typename Real>
-FK_INLINE void exps_to_slopes_body(Real* exps, const Real* ahead, Real sum, int64_t classes, int64_t label, const Real* gradient, Real scale,
-                                   Real common) {
+FK_INLINE void exps_to_slopes_body(Real* exps, const Real* ahead, Real sum, int64_t classes, int64_t label,
+                                   const Real* gradient, Real scale, Real common) {
   const int64_t whole = classes / kLanes * kLanes;
   Real tail[kLanes];
 #pragma omp simd
@@ -342,13 +342,13 @@ FK_INLINE void exps_to_slopes_body(Real* exps, const Real* ahead, Real sum, int6
   slopes(exps, tail, gradient, classes, shift, {sum, static_cast<Real>(product)}, scale, common, exps);
 }
 
-FK_CLONES static void exps_to_slopes(float* exps, const float* ahead, float sum, int64_t classes, int64_t label, const float* gradient, float scale,
-                                     float common) {
+FK_CLONES static void exps_to_slopes(float* exps, const float* ahead, float sum, int64_t classes, int64_t label,
+                                     const float* gradient, float scale, float common) {
   exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
 }
 
-FK_CLONES static void exps_to_slopes(double* exps, const double* ahead, double sum, int64_t classes, int64_t label, const double* gradient,
-                                     double scale, double common) {
+FK_CLONES static void exps_to_slopes(double* exps, const double* ahead, double sum, int64_t classes, int64_t label,
+                                     const double* gradient, double scale, double common) {
   exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
 }
 

@@ -38,7 +38,7 @@ struct Rows {
 
 // Both logits of one row, or of sixteen rows side by side, and what becomes of them; `vectors` of sixteen lanes each.
 template <typename Real>
-struct PairTile {
+struct LogitTile {
   int64_t vectors;
   Real* natural;      // z, then exp(z - max z), then p
   Real* adversarial;  // z', then exp(z' - max z'), then q
@@ -48,7 +48,7 @@ struct PairTile {
 
 // What the lanes of a tile have in common with their row. Across a row all lanes are made to say the same.
 template <typename Real, bool kAcross>
-struct RowSums {
+struct RunningSums {
   double lane[kLanes] = {};
 
   FK_INLINE void add(const Real (&block)[kLanes]) {
@@ -79,7 +79,7 @@ struct Tops {
 };
 
 template <bool kAcross, typename Real>
-FK_INLINE void find_tops(const PairTile<Real>& tile, Tops<Real>& tops) {
+FK_INLINE void find_tops(const LogitTile<Real>& tile, Tops<Real>& tops) {
   constexpr Real lowest = -std::numeric_limits<Real>::infinity();
   Real natural[kLanes];
   Real adversarial[kLanes];
@@ -111,7 +111,10 @@ FK_INLINE void find_tops(const PairTile<Real>& tile, Tops<Real>& tops) {
   }
   std::copy_n(natural, kLanes, tops.natural);
   std::copy_n(adversarial, kLanes, tops.adversarial);
-  std::copy_n(gap, kLanes, tops.gap);
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    tops.gap[j] = gap[j] == lowest || gap[j] == -lowest ? Real(0) : gap[j];  // where one of the two is impossible
+  }
 }
 
 // By what a row's exponentials are to be multiplied, and log(q / p) at its most probable class.
@@ -124,11 +127,11 @@ struct Scales {
 
 // Logits become exponentials. The differences z' - z are taken first, where close logits lose nothing.
 template <bool kAcross, typename Real>
-FK_INLINE void take_exps(const PairTile<Real>& tile, Scales<Real>& scales) {
+FK_INLINE void take_exps(const LogitTile<Real>& tile, Scales<Real>& scales) {
   Tops<Real> tops;
   find_tops<kAcross>(tile, tops);
-  RowSums<Real, kAcross> naturals;
-  RowSums<Real, kAcross> adversarials;
+  RunningSums<Real, kAcross> naturals;
+  RunningSums<Real, kAcross> adversarials;
   for (int64_t first = 0; first < tile.vectors * kLanes; first += kBlock) {
     const int64_t end = std::min(first + kBlock, tile.vectors * kLanes);
     Real natural_block[kLanes] = {};
@@ -163,10 +166,10 @@ FK_INLINE void take_exps(const PairTile<Real>& tile, Scales<Real>& scales) {
 // because p and q have the same sum, but none is negative. Where r is small p (exp(r) - 1 - r) says the same without
 // cancellation; and since that is flat at r = 0, an error of the sums enters only by its square.
 template <bool kAcross, typename Real>
-FK_INLINE void divergence_body(const PairTile<Real>& tile, double* divergence) {
+FK_INLINE void divergence_body(const LogitTile<Real>& tile, double* divergence) {
   Scales<Real> scales;
   take_exps<kAcross>(tile, scales);
-  RowSums<Real, kAcross> sums;
+  RunningSums<Real, kAcross> sums;
   for (int64_t first = 0; first < tile.vectors * kLanes; first += kBlock) {
     const int64_t end = std::min(first + kBlock, tile.vectors * kLanes);
     Real block[kLanes] = {};
@@ -193,11 +196,11 @@ FK_INLINE void divergence_body(const PairTile<Real>& tile, double* divergence) {
 // Neither sum of differences is left to the rounding of the sums: the ratios are taken from the most probable class's,
 // and what the changes q - p add up to, which is 0, is subtracted again.
 template <bool kAcross, typename Real>
-FK_INLINE void slopes_body(const PairTile<Real>& tile, const Real* slope) {
+FK_INLINE void slopes_body(const LogitTile<Real>& tile, const Real* slope) {
   Scales<Real> scales;
   take_exps<kAcross>(tile, scales);
-  RowSums<Real, kAcross> changes;
-  RowSums<Real, kAcross> ratios;
+  RunningSums<Real, kAcross> changes;
+  RunningSums<Real, kAcross> ratios;
   for (int64_t first = 0; first < tile.vectors * kLanes; first += kBlock) {
     const int64_t end = std::min(first + kBlock, tile.vectors * kLanes);
     Real change_block[kLanes] = {};
@@ -241,36 +244,36 @@ FK_INLINE void slopes_body(const PairTile<Real>& tile, const Real* slope) {
   }
 }
 
-FK_CLONES static void divergence(const PairTile<float>& tile, bool across, double* rows) {
+FK_CLONES static void divergence(const LogitTile<float>& tile, bool across, double* rows) {
   across ? divergence_body<true>(tile, rows) : divergence_body<false>(tile, rows);
 }
 
-FK_CLONES static void divergence(const PairTile<double>& tile, bool across, double* rows) {
+FK_CLONES static void divergence(const LogitTile<double>& tile, bool across, double* rows) {
   across ? divergence_body<true>(tile, rows) : divergence_body<false>(tile, rows);
 }
 
-FK_CLONES static void slopes(const PairTile<float>& tile, bool across, const float* slope) {
+FK_CLONES static void slopes(const LogitTile<float>& tile, bool across, const float* slope) {
   across ? slopes_body<true>(tile, slope) : slopes_body<false>(tile, slope);
 }
 
-FK_CLONES static void slopes(const PairTile<double>& tile, bool across, const double* slope) {
+FK_CLONES static void slopes(const LogitTile<double>& tile, bool across, const double* slope) {
   across ? slopes_body<true>(tile, slope) : slopes_body<false>(tile, slope);
 }
 
 // One thread's tile: loads rows of either layout, any type and stride, and stores them.
 template <typename T>
-class PairTiles {
+class LogitTiles {
  public:
   using Real = Accumulator<T>;
 
-  PairTiles(int64_t classes, bool across) : classes_(classes), across_(across), memory_(4 * vectors() * kLanes) {}
+  LogitTiles(int64_t classes, bool across) : classes_(classes), across_(across), memory_(4 * vectors() * kLanes) {}
 
   bool across() const { return across_; }
 
-  PairTile<Real> load(Rows<const T> natural, Rows<const T> adversarial, int64_t first, int64_t n) {
+  LogitTile<Real> load(Rows<const T> natural, Rows<const T> adversarial, int64_t first, int64_t n) {
     const int64_t size = vectors() * kLanes;
     Real* memory = memory_.data();
-    const PairTile<Real> tile{vectors(), memory, memory + size, memory + 2 * size, memory + 3 * size};
+    const LogitTile<Real> tile{vectors(), memory, memory + size, memory + 2 * size, memory + 3 * size};
     load_rows(natural, first, n, tile.natural);
     load_rows(adversarial, first, n, tile.adversarial);
     return tile;

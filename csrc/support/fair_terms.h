@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -210,7 +211,9 @@ FairValues fair_forward(const FairProblem<T>& problem, bool in_double, const Fai
 
   FairValues values;
   if (options.wants_cross_entropy()) {
-    values.cross_entropy = std::accumulate(losses.begin(), losses.end(), 0.0) / problem.entropy.divisor();
+    const double divisor = problem.entropy.divisor();  // 0: a mean over nothing, whatever smoothing adds
+    const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
+    values.cross_entropy = divisor != 0 ? sum / divisor : std::numeric_limits<double>::quiet_NaN();
     values.total += options.ce_weight != 0 ? options.ce_weight * values.cross_entropy : 0;
   }
   if (options.wants_symmetry()) {

@@ -8,6 +8,7 @@ op ``torch.ops.fairkernels.<operator>``. ``run`` is the one entrance: in eager i
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +167,16 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
     return function
 
 
+def is_one(grad: Tensor) -> bool:
+    """Whether it is a plain number that is known to be 1; under a transform or a trace it is not known."""
+    if grad.dim() or type(grad) is not Tensor or _functorch_is_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    try:
+        return grad.item() == 1
+    except RuntimeError:  # a batch of numbers that looks like one
+        return False
+
+
 def make_value_with_gradient(operator: Operator) -> type[torch.autograd.Function]:
     """The Function of a native kernel that gives the gradient along with the value, and nothing else."""
     name = f"{operator.name}_with_gradient"
@@ -181,19 +192,22 @@ def make_value_with_gradient(operator: Operator) -> type[torch.autograd.Function
         nothing = (None,) * len(tensors)
         if torch.is_grad_enabled():  # a second derivative may follow
             return *dispatch.reference_backward(operator, grad, (*tensors, *ctx.rest)), *nothing
-        if grad.dim():
-            grad = grad[..., None, None]
-        elif not graph_is_kept() and grad.item() == 1:
+        if is_one(grad) and not graph_is_kept():
             return gradient, *nothing  # nobody will ask for it again
-        return gradient * grad, *nothing
+        return gradient * (grad[..., None, None] if grad.dim() else grad), *nothing
 
     return new_class(operator, forward=forward, backward=backward)
 
 
-@functools.lru_cache(maxsize=64, typed=True)
+@functools.lru_cache(maxsize=64)
 def as_text(options: tuple[Any, ...]) -> str:
-    """Options without spaces in them, as the kernels that give the gradient read them."""
-    return " ".join(map(str, options))
+    """Options as the kernels that give the gradient read them: in words; of a number with a fraction its bits, which
+    are the same in every locale."""
+
+    def word(option: Any) -> str:
+        return str(struct.unpack("<Q", struct.pack("<d", option))[0]) if isinstance(option, float) else str(option)
+
+    return " ".join(map(word, options))
 
 
 def new_class(operator: Operator, **methods: Callable[..., Any]) -> Any:

@@ -133,9 +133,10 @@ _SPECTRAL_ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-8}
 
 
 def _fair_cross_entropy_gives_gradient(args: tuple[Any, ...]) -> bool:
-    """Reading exponentials again is cheaper than taking them again; but a large gradient should not be multiplied."""
+    """Reading exponentials again is cheaper than taking them again; but a large gradient should not be multiplied. Nor
+    one of half precision: without the upstream factor, perhaps that of a loss scaler, it would underflow."""
     logits, return_parts = args[0], args[-1]
-    return not return_parts and logits.numel() <= 2**24
+    return not return_parts and logits.dtype in (torch.float32, torch.float64) and logits.numel() <= 2**24
 
 
 OPERATORS: dict[str, Operator] = {
