@@ -185,3 +185,17 @@ def test_a_mean_over_weights_of_zero_is_nan_with_smoothing_too():
     for backend in (*COMPILED, "reference"):
         assert FK.fair_cross_entropy(logits, labels, sym_weight=0.0, backend=backend, **options).isnan()
     assert F.cross_entropy(logits, labels, **options).isnan()
+
+
+@pytest.mark.parametrize("margin", [10.0, 20.0, 30.0])
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_gradients_of_confident_rows_do_not_cancel(margin, ahead):
+    """At the class that a row is sure of, right or wrong, the derivative is a difference of nearly equal numbers."""
+    labels = torch.arange(40) % 20
+    logits = torch.randn(40, 20, dtype=torch.float64).float().double()
+    logits[torch.arange(40), (labels + ahead * (labels % 3)) % 20] = margin
+    narrow, exact = logits.float().requires_grad_(), logits.requires_grad_()
+    for leaf in (narrow, exact):
+        FK.fair_cross_entropy(leaf, labels, ce_weight=0.0).backward()
+    error = (narrow.grad.double() - exact.grad).abs() / exact.grad.abs().clamp(min=1e-20)
+    assert error.max() < 1e-3
