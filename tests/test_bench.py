@@ -220,6 +220,12 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     assert run.cells[0]["found"]["torchmetrics"] == f"left out: {reason}"
 
 
+def test_what_an_error_says_names_no_folder():
+    error = RuntimeError("g++ /tmp/some/folder/main.cpp: 1/2 failed\nCommand:\ng++ /tmp/some/folder/main.cpp")
+    assert bench.said(error) == "RuntimeError: g++ main.cpp: 1/2 failed"
+    assert bench.said(KeyError()) == "KeyError: "
+
+
 def test_the_file_is_written_whole(content, tmp_path):
     path = save(content, tmp_path / "new")
     assert json.loads(path.read_text()) == json.loads(json.dumps(content))

@@ -79,6 +79,12 @@ class WrongResult(AssertionError):
     """An implementation does not compute what it is timed for."""
 
 
+def said(error: Exception) -> str:
+    """An error in one line, without the folders of this machine."""
+    line = next(iter(str(error).splitlines()), "")
+    return re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", f"{type(error).__name__}: {line}")[:200]
+
+
 # --- calls --------------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +317,7 @@ class Bench:
                 except Exception as error:
                     if rival is OUR_OWN:
                         raise
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    reason = said(error)
             if reason is not None:
                 found[implementation] = f"left out: {reason}"
                 continue
