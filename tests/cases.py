@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fairkernels.functional as FK
+from fairkernels.app.info import flat
 from fairkernels.ops import dispatch
 from fairkernels.ops.samples import Maker, Sample
 from fairkernels.ops.schema import OPERATORS, Operator
@@ -58,12 +59,6 @@ def every_call(
 def call(name: str, s: Sample, **kwargs: Any) -> tuple[Tensor, ...]:
     """The public function on a sample, all results in one flat tuple."""
     return flat(getattr(FK, name)(*s.args, **{**s.kwargs, **kwargs}))
-
-
-def flat(results: Any) -> tuple[Tensor, ...]:
-    if isinstance(results, Tensor):
-        return (results,)
-    return tuple(tensor for result in results for tensor in flat(result))
 
 
 def operator_call(name: str, s: Sample) -> tuple[Any, ...]:

@@ -8,34 +8,9 @@
 
 #include "support/bits.h"
 #include "support/platform.h"
+#include "support/remainders.h"
 
 namespace fairkernels {
-
-// ln(v) for normal v in (0, 1]: v = 2^e m with m in [1/sqrt 2, sqrt 2], ln m = 2 atanh((m - 1) / (m + 1)) by its
-// series. Near 1, e is 0 and m - 1 exact, so that small logarithms keep their digits.
-FK_INLINE double log_of_unit(double v) {
-  const uint64_t bits = bits_as<uint64_t>(v);
-  const double mantissa = bits_as<double>((bits & 0x000fffffffffffffull) | 0x3ff0000000000000ull);
-  const double exponent = bits_as<double>((bits >> 52) | 0x4330000000000000ull) - (4503599627370496.0 + 1023.0);
-  const bool large = mantissa > 1.4142135623730951;
-  const double m = large ? 0.5 * mantissa : mantissa;
-  const double e = large ? exponent + 1 : exponent;
-  const double s = (m - 1) / (m + 1);
-  const double z = s * s;
-  double series = 1.0 / 23;
-  series = series * z + 1.0 / 21;
-  series = series * z + 1.0 / 19;
-  series = series * z + 1.0 / 17;
-  series = series * z + 1.0 / 15;
-  series = series * z + 1.0 / 13;
-  series = series * z + 1.0 / 11;
-  series = series * z + 1.0 / 9;
-  series = series * z + 1.0 / 7;
-  series = series * z + 1.0 / 5;
-  series = series * z + 1.0 / 3;
-  series = series * z + 1.0;
-  return e * 0.69314718055994530942 + 2 * s * series;
-}
 
 struct SineCosine {
   double sine;
@@ -79,7 +54,7 @@ FK_INLINE SineCosine turn(double u) {
 FK_CLONES static void normal_pairs(const float* uniforms, int64_t n, double* numbers) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const double radius = std::sqrt(-2 * log_of_unit(1 - static_cast<double>(uniforms[2 * i])));
+    const double radius = std::sqrt(-2 * log_normal(1 - static_cast<double>(uniforms[2 * i])));
     const SineCosine angle = turn(uniforms[2 * i + 1]);
     numbers[2 * i] = radius * angle.cosine;
     numbers[2 * i + 1] = radius * angle.sine;

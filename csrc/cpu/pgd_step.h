@@ -163,25 +163,22 @@ struct PgdBuffers {
   alignas(64) T grad[kChunk];
   alignas(64) T x[kChunk];
   alignas(64) T out[kChunk];
-  alignas(64) Real alpha[kFilled];
-  alignas(64) Real eps[kFilled];
-  alignas(64) Real low[kFilled];
-  alignas(64) Real high[kFilled];
-  alignas(64) Real mask[kFilled];
+  FilledParameter<Real> alpha;
+  FilledParameter<Real> eps;
+  FilledParameter<Real> low;
+  FilledParameter<Real> high;
+  FilledParameter<Real> mask;
 
-  explicit PgdBuffers(const PgdStep<Real>& pgd) {
-    const int64_t n = std::min(kChunk, pgd.elements);
-    pgd.alpha.fill(n, alpha);
-    pgd.eps.fill(n, eps);
-    pgd.low.fill(n, low);
-    pgd.high.fill(n, high);
-    pgd.mask.fill(n, mask);
-  }
+  explicit PgdBuffers(const PgdStep<Real>& pgd) : PgdBuffers(pgd, std::min(kChunk, pgd.elements)) {}
 
   Images<T> images(const PgdStep<Real>& pgd, int64_t sample, int64_t start, int64_t n) {
     return {pgd.x_adv.image(sample, start, n, x_adv), pgd.grad.image(sample, start, n, grad),
             pgd.x.image(sample, start, n, x), pgd.out.place(sample, start, out), n};
   }
+
+ private:
+  PgdBuffers(const PgdStep<Real>& pgd, int64_t n)
+      : alpha(pgd.alpha, n), eps(pgd.eps, n), low(pgd.low, n), high(pgd.high, n), mask(pgd.mask, n) {}
 };
 
 // Elements [start, start + n), for which the parameters are constant or not.
@@ -195,9 +192,9 @@ void linf_run(const PgdStep<Real>& pgd, int64_t start, int64_t n, bool constant,
     linf_step(images, values, pgd.direction);
   } else {
     const LinfValues<const Real*> values{
-        pgd.alpha.read(0, start, n, buffers.alpha), pgd.eps.read(0, start, n, buffers.eps),
-        pgd.low.read(0, start, n, buffers.low), pgd.high.read(0, start, n, buffers.high),
-        pgd.mask.read(0, start, n, buffers.mask)};
+        buffers.alpha.read(0, start, n), buffers.eps.read(0, start, n),
+        buffers.low.read(0, start, n), buffers.high.read(0, start, n),
+        buffers.mask.read(0, start, n)};
     linf_step(images, values, pgd.direction);
   }
   pgd.out.write(0, start, n, images.out);
@@ -224,7 +221,7 @@ L2Sums sample_sums(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<T>& buff
   L2Sums total{0, 0, 0};
   for (int64_t start = 0; start < pgd.elements; start += kChunk) {
     const int64_t n = std::min(kChunk, pgd.elements - start);
-    const Real* mask = pgd.mask.read(sample, start, n, buffers.mask);
+    const Real* mask = buffers.mask.read(sample, start, n);
     const L2Sums sums = l2_sums(buffers.images(pgd, sample, start, n), mask);
     total.grad_grad += sums.grad_grad;
     total.delta_delta += sums.delta_delta;
@@ -250,9 +247,9 @@ void l2_sample(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<T>& buffers)
     const int64_t n = std::min(kChunk, pgd.elements - start);
     const Images<T> images = buffers.images(pgd, sample, start, n);
     const L2Values<Real> values{static_cast<Real>(step), static_cast<Real>(shrink),
-                                pgd.low.read(sample, start, n, buffers.low),
-                                pgd.high.read(sample, start, n, buffers.high),
-                                pgd.mask.read(sample, start, n, buffers.mask)};
+                                buffers.low.read(sample, start, n),
+                                buffers.high.read(sample, start, n),
+                                buffers.mask.read(sample, start, n)};
     l2_step(images, values);
     pgd.out.write(sample, start, n, images.out);
   }

@@ -91,17 +91,15 @@ struct StartBuffers {
   alignas(64) float uniforms[kChunk];
   alignas(64) Real offsets[kChunk];
   alignas(64) T x[kChunk];
-  alignas(64) Real eps[kFilled];
-  alignas(64) Real low[kFilled];
-  alignas(64) Real high[kFilled];
   alignas(64) T out[kChunk];
+  FilledParameter<Real> eps;
+  FilledParameter<Real> low;
+  FilledParameter<Real> high;
 
-  explicit StartBuffers(const RandomStart<Real>& task) {
-    const int64_t n = std::min(kChunk, task.elements);
-    task.eps.fill(n, eps);
-    task.low.fill(n, low);
-    task.high.fill(n, high);
-  }
+  explicit StartBuffers(const RandomStart<Real>& task) : StartBuffers(task, std::min(kChunk, task.elements)) {}
+
+ private:
+  StartBuffers(const RandomStart<Real>& task, int64_t n) : eps(task.eps, n), low(task.low, n), high(task.high, n) {}
 };
 
 // Moves a chunk of x by `offsets`.
@@ -109,8 +107,8 @@ template <typename T, typename Real>
 void place_chunk(const RandomStart<Real>& task, int64_t sample, int64_t start, int64_t n, const Real* offsets,
                  StartBuffers<T>& buffers) {
   const T* x = task.x.image(sample, start, n, buffers.x);
-  const Real* low = task.low.read(sample, start, n, buffers.low);
-  const Real* high = task.high.read(sample, start, n, buffers.high);
+  const Real* low = buffers.low.read(sample, start, n);
+  const Real* high = buffers.high.read(sample, start, n);
   T* out = task.out.place(sample, start, buffers.out);
   shift_and_clip(x, offsets, low, high, n, out);
   task.out.write(sample, start, n, out);
@@ -123,7 +121,7 @@ void linf_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
   for (int64_t start = begin * kChunk; start < std::min(end * kChunk, task.elements); start += kChunk) {
     const int64_t n = std::min(kChunk, task.elements - start);
     uniform_run(task.seed, 0, start / 4, (n + 3) / 4, buffers.uniforms);
-    centre(buffers.uniforms, task.eps.read(0, start, n, buffers.eps), n, buffers.offsets);
+    centre(buffers.uniforms, buffers.eps.read(0, start, n), n, buffers.offsets);
     place_chunk(task, 0, start, n, buffers.offsets, buffers);
   }
 }
@@ -168,7 +166,7 @@ void l2_start(const RandomStart<Real>& task, int64_t begin, int64_t end) {
   StartBuffers<T> buffers(task);
   std::vector<Real> direction(task.elements);
   for (int64_t sample = begin; sample < end; ++sample) {
-    const double eps = *task.eps.read(sample, 0, 1, buffers.eps);
+    const double eps = task.eps.at(sample, 0);
     normal_run(task.seed, sample * task.elements, task.elements, direction.data());
     scale_direction(direction, random_radius(task.seed, sample, eps, task.elements));
     for (int64_t start = 0; start < task.elements; start += kChunk) {

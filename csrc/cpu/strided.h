@@ -230,6 +230,21 @@ struct Parameter {
   }
 };
 
+// A parameter with one thread's buffer for it, for chunks of at most n elements.
+template <typename Real>
+class FilledParameter {
+ public:
+  FilledParameter(const Parameter<Real>& parameter, int64_t n) : parameter_(parameter) { parameter.fill(n, filled_); }
+
+  const Real* read(int64_t sample, int64_t start, int64_t count) {
+    return parameter_.read(sample, start, count, filled_);
+  }
+
+ private:
+  const Parameter<Real>& parameter_;
+  alignas(64) Real filled_[kFilled];
+};
+
 // The operand that is written, an image.
 class Sink {
  public:

@@ -102,7 +102,7 @@ def exactly(value: object) -> object:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def results_and_gradient(operator: Operator, sample: Sample, backend: str) -> tuple[list[Tensor], Tensor | None]:
+def results_and_gradient(operator: Operator, sample: Sample, backend: str) -> tuple[tuple[Tensor, ...], Tensor | None]:
     first = sample.args[0]
     if operator.differentiable:
         first = first.clone().requires_grad_()
@@ -111,13 +111,14 @@ def results_and_gradient(operator: Operator, sample: Sample, backend: str) -> tu
     if not operator.differentiable:
         return results, None
     (grad,) = torch.autograd.grad(results[0].sum(), first)
-    return [result.detach() for result in results], grad
+    return tuple(result.detach() for result in results), grad
 
 
-def flat(outputs: object) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    return [tensor for output in outputs for tensor in flat(output)]  # type: ignore[attr-defined]
+def flat(results: Any) -> tuple[Tensor, ...]:
+    """All tensors of a public function's result, also those in named tuples."""
+    if isinstance(results, Tensor):
+        return (results,)
+    return tuple(tensor for result in results for tensor in flat(result))
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:

@@ -52,8 +52,6 @@ def integers(value: Any, name: str) -> None:
 
 
 def logits(value: Any, name: str = "logits") -> None:
-    if isinstance(value, Tensor) and value.dtype in FLOATS and value.dim() >= 2 and value.shape[-1]:
-        return  # what they nearly always are
     floating(value, name)
     if value.dim() < 2 or value.shape[-1] == 0:
         raise ValueError(f"{name} must be [..., B, K] with K >= 1, got {shape(value)}")
