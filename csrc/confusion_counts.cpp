@@ -55,7 +55,7 @@ Tensor forward(const Tensor& predictions, const Tensor& labels, int64_t num_clas
   const Shape shape = shape_of(labels);
   require_dtype(labels, Dtype::int64, "labels");
   require_dtype(predictions, Dtype::int64, "predictions");
-  require(!shape.empty(), "labels must be [..., B], got ", to_string(shape));
+  require(!shape.empty(), "labels must be [..., B], got ", shape);
   require_shape(predictions, shape, "predictions");
   require(num_classes >= 0, "num_classes must not be negative, got ", num_classes);
   const Tensor counts = empty(reshaped(shape, 1, {num_classes, num_classes}), Dtype::int64);

@@ -19,7 +19,7 @@ void load_problem(const Tensor& tensor, Dtype dtype, const ProblemOffset& offset
 Tensor forward(const Tensor& class_losses, const OptionalTensor& counts, double radius) {
   const Dtype dtype = float_dtype_of(class_losses, "class_losses");
   const Shape shape = shape_of(class_losses);
-  require(!shape.empty() && shape.back() >= 1, "class_losses must be [..., K] with K >= 1, got ", to_string(shape));
+  require(!shape.empty() && shape.back() >= 1, "class_losses must be [..., K] with K >= 1, got ", shape);
   require(radius >= 0, "radius must be >= 0, got ", radius);
   const Tensor& beside = counts ? *counts : class_losses;
   const Dtype counts_dtype = float_dtype_of(beside, "counts");

@@ -30,7 +30,7 @@ class LossArguments {
   template <typename Real>
   auto row_factor(const ClassOrder<Real>& order, int64_t problem) const {
     return [this, &order, weights = class_weights(problem)](int64_t label) {
-      const double count = surrogate == Surrogate::kl_all ? order.start[order.classes] : order.count(label);
+      const double count = surrogate == Surrogate::kl_all ? order.counted : order.count(label);
       return inverse_count(count) * (weights.empty() ? 1 : weights[label]);
     };
   }
@@ -52,7 +52,7 @@ void dense_rows(const LossArguments& arguments, const Logits<T>& logits, const C
   SurrogateSum<Accumulator<T>> sum(arguments.surrogate, arguments.margin, logits.classes, order.most_rows);
   for (int64_t i = begin; i < end; ++i) {
     sum.clear();
-    order.for_each_chunk(present[i], [&](Chunk chunk) {
+    order.for_each_chunk(order.group(present[i]), [&](Chunk chunk) {
       rows.compute(order, chunk);
       sum.add(rows, chunk);
     });
@@ -69,8 +69,9 @@ void sparse_rows(const LossArguments& arguments, const Logits<T>& logits, const 
   RivalSum<Accumulator<T>> sum(arguments.margin, logits.classes);
   for (int64_t i = begin; i < end; ++i) {
     sum.clear();
-    for (int64_t at = order.start[present[i]]; at < order.start[present[i] + 1]; ++at) {
-      sum.add(reader(order.sample[at], 0), present[i]);
+    const ClassGroup group = order.group(present[i]);
+    for (int64_t at = group.first; at < group.first + group.rows; ++at) {
+      sum.add(reader(order.sample[at], 0), group.label);
     }
     entries[i] = sum.take(row_factor(present[i]));
   }

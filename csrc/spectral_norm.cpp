@@ -12,7 +12,7 @@ namespace {
 
 Shape matrix_shape(const Tensor& matrix) {
   Shape shape = shape_of(matrix);
-  require(shape.size() >= 2, "matrix must be [..., M, N], got ", to_string(shape));
+  require(shape.size() >= 2, "matrix must be [..., M, N], got ", shape);
   return shape;
 }
 

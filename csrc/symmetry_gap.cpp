@@ -61,7 +61,7 @@ class GapArguments {
   static Shape checked_shape(const Tensor& confusion) {
     Shape shape = shape_of(confusion);
     const bool square = shape.size() >= 2 && shape[shape.size() - 2] == shape.back();
-    require(square, "confusion must be [..., K, K], got ", to_string(shape));
+    require(square, "confusion must be [..., K, K], got ", shape);
     return shape;
   }
 

@@ -36,7 +36,7 @@ struct Arguments {
     dtype = float_dtype_of(natural, "natural_logits");
     shape = shape_of(natural);
     const bool fits = shape.size() >= 2 && shape.back() >= 1;
-    require(fits, "natural_logits must be [..., B, K] with K >= 1, got ", to_string(shape));
+    require(fits, "natural_logits must be [..., B, K] with K >= 1, got ", shape);
     require_dtype(adversarial, dtype, "adversarial_logits");
     require_shape(adversarial, shape, "adversarial_logits");
     problems = product(reshaped(shape, 2, {}));

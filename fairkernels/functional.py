@@ -383,17 +383,16 @@ def fair_cross_entropy(
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
     check.logits(logits)
-    if isinstance(labels, Tensor) and labels.is_floating_point():
-        raise TypeError(f"labels must hold class indices; class probabilities ({labels.dtype}) are not supported")
     labels = check.class_labels(labels, "labels", logits)
     if weight is not None:
         weight = check.side_values(weight, "weight", (*logits.shape[:-2], logits.shape[-1]), logits, "logits")
-    options = _fair_options(
-        *(sym_weight, spec_weight, ce_weight, reduction, label_smoothing, ignore_index),
-        *(eps, absent, sym_reduction, surrogate, margin, return_parts),
-    )
-    total, *parts = run("fair_cross_entropy", logits, labels, weight, *options, backend=backend)
-    return (total, FairCrossEntropyParts(*(part.to(logits.dtype) for part in parts[:4]))) if return_parts else total
+    weights = (sym_weight, spec_weight, ce_weight)
+    entropy = (reduction, label_smoothing, ignore_index)
+    options = _fair_options(*weights, *entropy, eps, absent, sym_reduction, surrogate, margin, return_parts)
+    results = run("fair_cross_entropy", logits, labels, weight, *options, backend=backend)
+    if not return_parts:
+        return results[0]
+    return results[0], FairCrossEntropyParts(*(part.to(logits.dtype) for part in results[1:5]))
 
 
 # --- attack step --------------------------------------------------------------------------------------------------

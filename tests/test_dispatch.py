@@ -160,6 +160,6 @@ def dispatch_maker():
 def test_native_schema_is_the_public_one(name):
     """The private op takes what the public one takes, in the same order."""
     public = OPERATORS[name].schema
-    private = dispatch.native_op(name)._schema
+    private = getattr(torch.ops.fairkernels, f"_{name}_native").default._schema
     names = [argument.name for argument in public.arguments] + ["out"] * OPERATORS[name].writes_into
     assert [argument.name for argument in private.arguments] == names

@@ -1,11 +1,12 @@
 // The samples of one problem in the order of their classes, by a stable counting sort: O(B + K), a few percent of a
-// softmax. Every row of a confusion matrix is then summed by one thread, in the order of the samples: no atomics, and
+// softmax; O(B log B) where there are many more classes than samples. Every row of a confusion matrix is then summed by one thread, in the order of the samples: no atomics, and
 // the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "support/lanes.h"
@@ -32,62 +33,73 @@ inline int64_t rows_per_chunk(int64_t classes) {
   return std::max<int64_t>(2048 / std::max<int64_t>(padded(classes), 1), 1);
 }
 
+// The samples of one class: so many positions in the order, from the first one on. Their weights add up to `count`.
+struct ClassGroup {
+  int64_t label;
+  int64_t first;
+  int64_t rows;
+  double count;
+};
+
 template <typename Real>
 struct ClassOrder {
   int64_t classes;
-  std::vector<int64_t> start;    // class -> first position; start[classes] is where the ignored samples begin
-  std::vector<int64_t> sample;   // position -> sample
-  std::vector<Real> weight;      // position -> weight of the sample
-  std::vector<int64_t> present;  // the classes whose sum is not 0, also if it is NaN
-  int64_t most_rows = 0;         // of a chunk
+  std::vector<int64_t> sample;     // position -> sample; those that are ignored come last
+  std::vector<ClassGroup> groups;  // of the classes that occur, in increasing order
+  std::vector<int64_t> present;    // the classes whose count is not 0, also if it is NaN
+  int64_t counted = 0;             // positions before those that are ignored
+  int64_t most_rows = 0;           // of a chunk
 
   // `weights` may be null: all ones.
   ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index)
-      : classes(classes),
-        start(classes + 3),
-        sample(labels.samples),
-        weight(labels.samples, Real(1)),
-        weight_of_class_(weights != nullptr ? classes : 0) {
-    sort(labels, ignore_index);
-    if (weights != nullptr) {
-      std::transform(sample.begin(), sample.end(), weight.begin(), [&](int64_t b) { return weights[b]; });
+      : classes(classes), sample(labels.samples), weight_(weights != nullptr ? labels.samples : 0) {
+    const auto bin = [=](int64_t b) { return labels[b] == ignore_index ? classes : labels[b]; };
+    if (classes > 16 * labels.samples) {
+      sort_samples(bin);
+    } else {
+      sort_classes(bin);
     }
-    for (int64_t label = 0; label < classes; ++label) {
-      const int64_t rows = start[label + 1] - start[label];
-      if (rows == 0) {
-        continue;
-      }
-      if (weights != nullptr) {
-        const auto first = weight.begin() + start[label];
-        weight_of_class_[label] = std::accumulate(first, first + rows, 0.0);
-      }
-      most_rows = std::max(most_rows, rows);
-      if (count(label) != 0) {
-        present.push_back(label);
+    if (weights != nullptr) {
+      std::transform(sample.begin(), sample.end(), weight_.begin(), [&](int64_t b) { return weights[b]; });
+    }
+    present.reserve(groups.size());
+    for (ClassGroup& group : groups) {
+      const auto first = weight_.begin() + (weights != nullptr ? group.first : 0);
+      group.count = weights != nullptr ? std::accumulate(first, first + group.rows, 0.0) : group.rows;
+      most_rows = std::max(most_rows, group.rows);
+      if (group.count != 0) {
+        present.push_back(group.label);
       }
     }
     most_rows = std::min(most_rows, rows_per_chunk(classes));
   }
 
-  // The sum of a class's weights, and of all classes'.
-  double count(int64_t label) const {
-    return weight_of_class_.empty() ? start[label + 1] - start[label] : weight_of_class_[label];
+  Real weight(int64_t position) const { return weight_.empty() ? Real(1) : weight_[position]; }
+
+  // Without rows if the class does not occur.
+  ClassGroup group(int64_t label) const {
+    const auto before = [](const ClassGroup& group, int64_t wanted) { return group.label < wanted; };
+    const auto at = std::lower_bound(groups.begin(), groups.end(), label, before);
+    return at == groups.end() || at->label != label ? ClassGroup{label, 0, 0, 0} : *at;
   }
+
+  // The sum of a class's weights, and of all classes'.
+  double count(int64_t label) const { return group(label).count; }
 
   std::vector<double> counts() const {
     std::vector<double> all(classes);
-    for (int64_t label : present) {
-      all[label] = count(label);
+    for (const ClassGroup& group : groups) {
+      all[group.label] = group.count;
     }
     return all;
   }
 
   // Calls function(chunk) for the chunks of one class.
   template <typename Function>
-  void for_each_chunk(int64_t label, const Function& function) const {
+  void for_each_chunk(const ClassGroup& group, const Function& function) const {
     const int64_t most = rows_per_chunk(classes);
-    for (int64_t at = start[label]; at < start[label + 1]; at += most) {
-      function(Chunk{label, at, std::min(most, start[label + 1] - at)});
+    for (int64_t done = 0; done < group.rows; done += most) {
+      function(Chunk{group.label, group.first + done, std::min(most, group.rows - done)});
     }
   }
 
@@ -101,30 +113,57 @@ struct ClassOrder {
 
   std::vector<Chunk> chunks() const {
     std::vector<Chunk> all;
-    for (int64_t label = 0; label < classes; ++label) {
-      for_each_chunk(label, [&](Chunk chunk) { all.push_back(chunk); });
+    all.reserve(groups.size() + counted / rows_per_chunk(classes));
+    for (const ClassGroup& group : groups) {
+      for_each_chunk(group, [&](Chunk chunk) { all.push_back(chunk); });
     }
     return all;
   }
 
  private:
   // Counts two places further on than where a class's first position will be; adding up moves the positions by one, and
-  // every sample that takes its place moves its class's by one more. There may be more classes than samples: one array, and
-  // as few passes over it as can be.
-  void sort(LabelRow labels, int64_t ignore_index) {
-    const auto bin = [&](int64_t b) { return labels[b] == ignore_index ? classes : labels[b]; };
-    for (int64_t b = 0; b < labels.samples; ++b) {
+  // every sample that takes its place moves its class's by one more.
+  template <typename Bin>
+  void sort_classes(const Bin& bin) {
+    const int64_t samples = sample.size();
+    std::vector<int64_t> start(classes + 3);
+    for (int64_t b = 0; b < samples; ++b) {
       ++start[bin(b) + 2];
     }
     for (int64_t label = 0; label <= classes; ++label) {
       start[label + 2] += start[label + 1];
     }
-    for (int64_t b = 0; b < labels.samples; ++b) {
+    for (int64_t b = 0; b < samples; ++b) {
       sample[start[bin(b) + 1]++] = b;
+    }
+    counted = start[classes];
+    groups.reserve(std::min(classes, counted));
+    for (int64_t label = 0; label < classes; ++label) {
+      if (start[label] != start[label + 1]) {
+        groups.push_back({label, start[label], start[label + 1] - start[label], 0});
+      }
     }
   }
 
-  std::vector<double> weight_of_class_;  // empty: all weights are one
+  // For few samples of many classes, where an array of these would cost more than the sort.
+  template <typename Bin>
+  void sort_samples(const Bin& bin) {
+    std::iota(sample.begin(), sample.end(), int64_t{0});
+    std::sort(sample.begin(), sample.end(), [&](int64_t a, int64_t b) { return std::pair(bin(a), a) < std::pair(bin(b), b); });
+    groups.reserve(sample.size());
+    for (int64_t b : sample) {
+      if (bin(b) == classes) {
+        break;
+      }
+      if (groups.empty() || groups.back().label != bin(b)) {
+        groups.push_back({bin(b), counted, 0, 0});
+      }
+      ++groups.back().rows;
+      ++counted;
+    }
+  }
+
+  std::vector<Real> weight_;  // position -> weight; empty: all ones
 };
 
 }  // namespace fairkernels

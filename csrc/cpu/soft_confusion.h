@@ -21,59 +21,119 @@ namespace fairkernels {
 // units in the last place. Sums of so many are then added in double.
 constexpr int64_t kRowsTogether = 16;
 
-// Calls take(k, lanes) with lanes_j = sum over rows of factors[r] exps[r, k + j].
-template <typename Real, typename Take>
-FK_INLINE void weighted_sum(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, const Take& take) {
-  for (int64_t k = 0; k < width; k += kLanes) {
+// sum_k = sum over rows of factors[r] rows[r][k], added to what is there if `adds`.
+template <typename Real>
+FK_INLINE void sum_rows_body(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t classes, bool adds, Real* sum) {
+  const int64_t whole = classes / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
     Real lane[kLanes] = {};
     for (int64_t r = 0; r < n_rows; ++r) {
+      const Real* row = rows[r] + k;
 #pragma omp simd
       for (int j = 0; j < kLanes; ++j) {
-        lane[j] += factors[r] * exps[r * width + k + j];
+        lane[j] += factors[r] * row[j];
       }
     }
-    take(k, lane);
-  }
-}
-
-template <typename Real>
-FK_INLINE void sum_rows_body(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, Real* sum) {
-  weighted_sum(exps, factors, n_rows, width, [=](int64_t k, const Real* lane) {
 #pragma omp simd
     for (int j = 0; j < kLanes; ++j) {
-      sum[k + j] = lane[j];
+      sum[k + j] = adds ? sum[k + j] + lane[j] : lane[j];
     }
-  });
-}
-
-template <typename Real>
-FK_INLINE void add_rows_body(const Real* exps, const Real* factors, int64_t n_rows, int64_t width, double* total) {
-  for (int64_t first = 0; first < n_rows; first += kRowsTogether) {
-    const int64_t rows = n_rows - first < kRowsTogether ? n_rows - first : kRowsTogether;
-    weighted_sum(exps + first * width, factors + first, rows, width, [=](int64_t k, const Real* lane) {
+  }
+  const int64_t ragged = classes - whole;
+  if (ragged == 0) {
+    return;
+  }
+  Real lane[kLanes] = {};
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const Real* row = rows[r] + whole;
 #pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        total[k + j] += lane[j];
-      }
-    });
+    for (int64_t j = 0; j < kLanes; ++j) {
+      lane[j] += j < ragged ? factors[r] * row[j] : Real(0);
+    }
+  }
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    sum[whole + j] = adds ? sum[whole + j] + lane[j] : lane[j];
   }
 }
 
-FK_CLONES static void sum_rows(const float* exps, const float* factors, int64_t n_rows, int64_t width, float* sum) {
-  sum_rows_body(exps, factors, n_rows, width, sum);
+FK_CLONES static void sum_rows(const float* const* rows, const float* factors, int64_t n_rows, int64_t classes, bool adds,
+                               float* sum) {
+  sum_rows_body(rows, factors, n_rows, classes, adds, sum);
 }
 
-FK_CLONES static void sum_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width, double* sum) {
-  sum_rows_body(exps, factors, n_rows, width, sum);
+FK_CLONES static void sum_rows(const double* const* rows, const double* factors, int64_t n_rows, int64_t classes, bool adds,
+                               double* sum) {
+  sum_rows_body(rows, factors, n_rows, classes, adds, sum);
 }
 
-FK_CLONES static void add_rows(const float* exps, const float* factors, int64_t n_rows, int64_t width, double* total) {
-  add_rows_body(exps, factors, n_rows, width, total);
+template <typename Real>
+FK_INLINE void add_to_total_body(const Real* sum, int64_t width, double* total) {
+#pragma omp simd
+  for (int64_t k = 0; k < width; ++k) {
+    total[k] += sum[k];
+  }
 }
 
-FK_CLONES static void add_rows(const double* exps, const double* factors, int64_t n_rows, int64_t width, double* total) {
-  add_rows_body(exps, factors, n_rows, width, total);
+FK_CLONES static void add_to_total(const float* sum, int64_t width, double* total) {
+  add_to_total_body(sum, width, total);
 }
+
+FK_CLONES static void add_to_total(const double* sum, int64_t width, double* total) {
+  add_to_total_body(sum, width, total);
+}
+
+// One thread's weighted sum of rows, padded to whole lanes: some rows at a time in their own type, these sums in double.
+template <typename Real>
+class RowSum {
+ public:
+  explicit RowSum(int64_t classes) : classes_(classes), sum_(padded(classes)) {}
+
+  void clear() {
+    together_ = 0;
+    std::fill(total_.begin(), total_.end(), 0.0);
+    is_total_ = false;
+  }
+
+  void add(const Real* const* rows, const Real* factors, int64_t n_rows) {
+    for (int64_t first = 0, n = 0; first < n_rows; first += n) {
+      n = std::min(kRowsTogether - together_, n_rows - first);
+      sum_rows(rows + first, factors + first, n, classes_, together_ != 0, sum_.data());
+      together_ += n;
+      if (together_ == kRowsTogether) {
+        flush();
+      }
+    }
+  }
+
+  // Until the next row is added.
+  const Real* take() {
+    if (!is_total_ && together_ != 0) {
+      return sum_.data();
+    }
+    if (together_ != 0 || total_.empty()) {
+      flush();
+    }
+    store_run(total_.data(), sum_.size(), sum_.data());
+    return sum_.data();
+  }
+
+ private:
+  void flush() {
+    total_.resize(sum_.size());
+    if (together_ != 0) {
+      add_to_total(sum_.data(), sum_.size(), total_.data());
+    }
+    together_ = 0;
+    is_total_ = true;
+  }
+
+  int64_t classes_;
+  std::vector<Real> sum_;
+  std::vector<double> total_;
+  int64_t together_ = 0;
+  bool is_total_ = false;
+};
 
 // 1/n, and 0 for no samples; NaN stays NaN.
 inline double inverse_count(double n) {
@@ -81,49 +141,34 @@ inline double inverse_count(double n) {
 }
 
 // One thread's rows of a confusion matrix, one class at a time: factor * sum of its samples' weighted probabilities, padded
-// to whole lanes. visit(rows, chunk) sees every chunk's exponentials on the way.
+// to whole lanes.
 template <typename T>
 class ConfusionRow {
  public:
   using Real = Accumulator<T>;
 
   ConfusionRow(const Logits<T>& logits, int64_t most_rows)
-      : rows_(logits, most_rows), factors_(most_rows), total_(rows_.width()), row_(rows_.width()) {}
+      : rows_(logits, most_rows), exps_(most_rows), factors_(most_rows), sum_(logits.classes) {}
 
-  const Real* operator()(const ClassOrder<Real>& order, int64_t label, double factor) {
-    return (*this)(order, label, factor, [](const ExpChunk<T>&, Chunk) {});
-  }
-
-  template <typename Visit>
-  const Real* operator()(const ClassOrder<Real>& order, int64_t label, double factor, const Visit& visit) {
-    const int64_t samples = order.start[label + 1] - order.start[label];
-    const bool few = samples <= std::min(kRowsTogether, rows_per_chunk(order.classes));
-    if (!few) {
-      std::fill(total_.begin(), total_.end(), 0.0);
-    }
-    order.for_each_chunk(label, [&](Chunk chunk) {
+  const Real* operator()(const ClassOrder<Real>& order, const ClassGroup& group, double factor) {
+    sum_.clear();
+    order.for_each_chunk(group, [&](Chunk chunk) {
       rows_.compute(order, chunk);
       for (int64_t r = 0; r < chunk.rows; ++r) {
-        factors_[r] = static_cast<Real>(factor * order.weight[chunk.first + r] / rows_.row(r).sum);
+        const ExpRow<Real> row = rows_.row(r);
+        exps_[r] = row.exps;
+        factors_[r] = static_cast<Real>(factor * order.weight(chunk.first + r) / row.sum);
       }
-      if (few) {
-        sum_rows(rows_.row(0).exps, factors_.data(), chunk.rows, rows_.width(), row_.data());
-      } else {
-        add_rows(rows_.row(0).exps, factors_.data(), chunk.rows, rows_.width(), total_.data());
-      }
-      visit(rows_, chunk);
+      sum_.add(exps_.data(), factors_.data(), chunk.rows);
     });
-    if (!few) {
-      store_run(total_.data(), rows_.width(), row_.data());
-    }
-    return row_.data();
+    return sum_.take();
   }
 
  private:
   ExpChunk<T> rows_;
+  std::vector<const Real*> exps_;
   std::vector<Real> factors_;
-  std::vector<double> total_;
-  std::vector<Real> row_;
+  RowSum<Real> sum_;
 };
 
 // Rows [begin, end) of one confusion matrix; factors[i] is what row i is multiplied by.
@@ -134,11 +179,12 @@ void confusion_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& o
   ConfusionRow<T> confusion_row(logits, order.most_rows);
   for (int64_t label = begin; label < end; ++label) {
     T* row = confusion + label * classes;
+    const ClassGroup group = order.group(label);
     const bool weightless = factors[label] == 0;  // whatever its samples hold
-    if (weightless || order.start[label] == order.start[label + 1]) {
+    if (weightless || group.rows == 0) {
       std::fill(row, row + classes, T{});
     } else {
-      store_run(confusion_row(order, label, factors[label]), classes, row);
+      store_run(confusion_row(order, group, factors[label]), classes, row);
     }
   }
 }
@@ -177,15 +223,6 @@ FK_INLINE Top<Real> find_top(const Real* logits, const Real* gradient, int64_t c
   }
   return {top, max_lanes(there)};
 }
-
-// A row whose gradient is wanted, where that goes, and the same of a row that comes later and is fetched on the way.
-template <typename Real>
-struct RowTask {
-  const Real* logits;
-  Real* out;
-  const Real* logits_ahead;
-  const Real* out_ahead;
-};
 
 // The exponentials of a row, their sum and their product with the incoming gradient, shifted.
 template <typename Real>
@@ -298,26 +335,6 @@ FK_INLINE Real gradient_at_top(const Real* exps, const Real* tail, const Real* g
   return max_lanes(there);
 }
 
-// Copies a row to where it is kept, and fetches where a later one goes.
-template <typename Real>
-FK_INLINE void copy_row_body(const Real* from, int64_t n, Real* to, const Real* ahead) {
-  for (int64_t k = 0; k < n; k += kLanes) {
-    FK_PREFETCH_TO_WRITE(ahead + k);
-  }
-#pragma omp simd
-  for (int64_t k = 0; k < n; ++k) {
-    to[k] = from[k];
-  }
-}
-
-FK_CLONES static void copy_row(const float* from, int64_t n, float* to, const float* ahead) {
-  copy_row_body(from, n, to, ahead);
-}
-
-FK_CLONES static void copy_row(const double* from, int64_t n, double* to, const double* ahead) {
-  copy_row_body(from, n, to, ahead);
-}
-
 // softmax_backward of a row whose exponentials and their sum are there already, and give way to it; the row `ahead` is
 // fetched; `gradient` has room for a tail. Where no class has more than half of the probability, or that class's gradient
 // is 0 anyway, nothing is lost without the shift.
@@ -350,6 +367,45 @@ FK_CLONES static void exps_to_slopes(float* exps, const float* ahead, float sum,
 FK_CLONES static void exps_to_slopes(double* exps, const double* ahead, double sum, int64_t classes, int64_t label,
                                      const double* gradient, double scale, double common) {
   exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
+}
+
+// The sum of a row's exponentials but for those that are 1.
+template <typename Real>
+FK_INLINE double sum_below_one_body(const Real* exps, int64_t classes) {
+  double total = 0;
+  for (int64_t first = 0; first < classes; first += kBlock) {
+    const int64_t n = classes - first < kBlock ? classes - first : kBlock;
+    total += ragged_sum<Real>(n, [=](int64_t k) { return exps[first + k] == 1 ? Real(0) : exps[first + k]; });
+  }
+  return total;
+}
+
+FK_CLONES static double sum_below_one(const float* exps, int64_t classes) {
+  return sum_below_one_body(exps, classes);
+}
+
+FK_CLONES static double sum_below_one(const double* exps, int64_t classes) {
+  return sum_below_one_body(exps, classes);
+}
+
+template <typename Real>
+FK_INLINE void multiply_run_body(Real* run, int64_t n, Real factor, const Real* ahead) {
+  for (int64_t k = 0; k < n; k += kLanes) {
+    FK_PREFETCH_TO_WRITE(ahead + k);
+  }
+#pragma omp simd
+  for (int64_t k = 0; k < n; ++k) {
+    run[k] *= factor;
+  }
+}
+
+// Multiplies a run in place; the one that lies `ahead` is fetched.
+FK_CLONES static void multiply_run(float* run, int64_t n, float factor, const float* ahead) {
+  multiply_run_body(run, n, factor, ahead);
+}
+
+FK_CLONES static void multiply_run(double* run, int64_t n, double factor, const double* ahead) {
+  multiply_run_body(run, n, factor, ahead);
 }
 
 // The gradient by the logits of chunks [begin, end) of one problem, row by row. enter(label) is called before the first chunk
@@ -397,7 +453,7 @@ void backward_confusion(const Logits<T>& logits, const ClassOrder<Accumulator<T>
     class_scale = class_scale_of(label);
   };
   const auto row = [&](const RowTask<Real>& task, int64_t position) {
-    const Real scale = static_cast<Real>(order.weight[position] * class_scale);
+    const Real scale = static_cast<Real>(order.weight(position) * class_scale);
     softmax_backward(task, logits.classes, logits.temperature, gradient.data(), scale, Real(0), exps.data());
   };
   backward_chunks(logits, order, begin, end, enter, row, grad_logits);
@@ -406,7 +462,7 @@ void backward_confusion(const Logits<T>& logits, const ClassOrder<Accumulator<T>
 // Exact zeros for the samples without a class, whatever their logits hold.
 template <typename T, typename Real>
 void clear_ignored(const ClassOrder<Real>& order, T* grad_logits) {
-  for (size_t at = order.start[order.classes]; at < order.sample.size(); ++at) {
+  for (size_t at = order.counted; at < order.sample.size(); ++at) {
     T* row = grad_logits + order.sample[at] * order.classes;
     std::fill(row, row + order.classes, T{});
   }

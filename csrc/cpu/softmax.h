@@ -37,13 +37,22 @@ FK_INLINE void store_tail(const Real* lanes, int64_t n, Real* tail) {
   }
 }
 
-// exps_k = exp((z_k - max) / temperature), padded to whole lanes with zeros; the row `ahead` is fetched on the way. In the order
-// of the classes rows lie anywhere, which no hardware foresees: from main memory they would take twice the time. The division
-// comes after the subtraction, where it is exact for the largest. A NaN, whether or not it passes for the largest,
-// enters the sum.
+// A row to be worked on, where its result goes, and the same of a row that comes later and is fetched on the way: in the order
+// of the classes rows lie anywhere, which no hardware foresees, and from main memory they would take twice the time.
 template <typename Real>
-FK_INLINE void exp_row(const Real* logits, const Real* ahead, int64_t classes, Real temperature, Real* exps, Real& top,
-                       Real& sum) {
+struct RowTask {
+  const Real* logits;
+  Real* out;
+  const Real* logits_ahead;
+  Real* out_ahead;
+};
+
+// out_k = exp((z_k - max) / temperature); if `pads`, zeros behind them up to whole lanes. The division comes after the
+// subtraction, where it is exact for the largest. A NaN, whether or not it passes for the largest, enters the sum.
+template <typename Real>
+FK_INLINE void exp_row(const RowTask<Real>& task, int64_t classes, Real temperature, bool pads, Real& top, Real& sum) {
+  const Real* logits = task.logits;
+  Real* exps = task.out;
   const int64_t whole = classes / kLanes * kLanes;
   const bool ragged = whole != classes;
   Real highest[kLanes];
@@ -60,7 +69,8 @@ FK_INLINE void exp_row(const Real* logits, const Real* ahead, int64_t classes, R
     const int64_t end = whole - first < kBlock ? whole : first + kBlock;
     Real sums[kLanes] = {};
     for (int64_t k = first; k < end; k += kLanes) {
-      FK_PREFETCH(ahead + k);
+      FK_PREFETCH(task.logits_ahead + k);
+      FK_PREFETCH_TO_WRITE(task.out_ahead + k);
 #pragma omp simd
       for (int j = 0; j < kLanes; ++j) {
         sums[j] += exps[k + j] = exp_nonpositive(shifted(logits[k + j]));
@@ -69,35 +79,35 @@ FK_INLINE void exp_row(const Real* logits, const Real* ahead, int64_t classes, R
     total += add_lanes(sums);
   }
   if (ragged) {
-    total += lane_sum<Real>(kLanes, [&](int64_t j) { return exps[whole + j] = exp_nonpositive(shifted(tail[j])); });
+    total += lane_sum<Real>(kLanes, [&](int64_t j) { return tail[j] = exp_nonpositive(shifted(tail[j])); });
+    store_tail(tail, pads ? kLanes : classes - whole, exps + whole);
   }
   top = shift;
   sum = static_cast<Real>(total);
 }
 
-// While a row is worked on, the one in `ahead` is fetched.
 template <typename Real>
-FK_INLINE void exp_rows_body(const Real* const* logits, const Real* const* ahead, int64_t n_rows, int64_t classes, Real temperature,
-                             Real* exps, Real* tops, Real* sums) {
+FK_INLINE void exp_rows_body(const RowTask<Real>* tasks, int64_t n_rows, int64_t classes, Real temperature, bool pads, Real* tops,
+                             Real* sums) {
   if (temperature == 1) {
     for (int64_t r = 0; r < n_rows; ++r) {
-      exp_row(logits[r], ahead[r], classes, Real(1), exps + r * padded(classes), tops[r], sums[r]);
+      exp_row(tasks[r], classes, Real(1), pads, tops[r], sums[r]);
     }
     return;
   }
   for (int64_t r = 0; r < n_rows; ++r) {
-    exp_row(logits[r], ahead[r], classes, temperature, exps + r * padded(classes), tops[r], sums[r]);
+    exp_row(tasks[r], classes, temperature, pads, tops[r], sums[r]);
   }
 }
 
-FK_CLONES static void exp_rows(const float* const* logits, const float* const* ahead, int64_t n_rows, int64_t classes, float temperature,
-                               float* exps, float* tops, float* sums) {
-  exp_rows_body(logits, ahead, n_rows, classes, temperature, exps, tops, sums);
+FK_CLONES static void exp_rows(const RowTask<float>* tasks, int64_t n_rows, int64_t classes, float temperature, bool pads,
+                               float* tops, float* sums) {
+  exp_rows_body(tasks, n_rows, classes, temperature, pads, tops, sums);
 }
 
-FK_CLONES static void exp_rows(const double* const* logits, const double* const* ahead, int64_t n_rows, int64_t classes, double temperature,
-                               double* exps, double* tops, double* sums) {
-  exp_rows_body(logits, ahead, n_rows, classes, temperature, exps, tops, sums);
+FK_CLONES static void exp_rows(const RowTask<double>* tasks, int64_t n_rows, int64_t classes, double temperature, bool pads,
+                               double* tops, double* sums) {
+  exp_rows_body(tasks, n_rows, classes, temperature, pads, tops, sums);
 }
 
 // The logits of one problem.
@@ -110,7 +120,7 @@ struct Logits {
   Accumulator<T> temperature;
 };
 
-// A row of logits and its exponentials, padded with zeros: exps = exp((logits - top) / temperature), p = exps / sum.
+// A row of logits and its exponentials: exps = exp((logits - top) / temperature), p = exps / sum.
 template <typename Real>
 struct ExpRow {
   const Real* logits;
@@ -155,43 +165,46 @@ class RowReader {
   std::vector<Real> copies_;
 };
 
-// One thread's exponentials of a chunk of samples: rows padded to whole lanes, zeros in the padding.
+// One thread's exponentials of a chunk of samples: rows padded to whole lanes, zeros in the padding; or, if there is a place
+// for all of them, B x K, each row at its own.
 template <typename T>
 class ExpChunk {
  public:
   using Real = Accumulator<T>;
 
-  ExpChunk(const Logits<T>& logits, int64_t most_rows)
+  ExpChunk(const Logits<T>& logits, int64_t most_rows, Real* all_exps = nullptr)
       : classes_(logits.classes),
         temperature_(logits.temperature),
         reader_(logits, most_rows),
-        rows_(most_rows),
-        ahead_(most_rows),
-        exps_(new Real[most_rows * padded(logits.classes)]),
-        tops_(most_rows),
-        sums_(most_rows) {}
+        all_exps_(all_exps),
+        exps_(all_exps != nullptr ? nullptr : new Real[most_rows * padded(logits.classes)]),
+        tasks_(most_rows),
+        tops_(2 * most_rows),
+        sums_(tops_.data() + most_rows) {}
 
   void compute(const ClassOrder<Real>& order, const Chunk& chunk) {
+    const bool pads = all_exps_ == nullptr;
     for (int64_t r = 0; r < chunk.rows; ++r) {
-      rows_[r] = reader_(order.sample[chunk.first + r], r);
-      ahead_[r] = reader_.address(order.ahead(chunk.first + r));
+      const int64_t sample = order.sample[chunk.first + r];
+      const int64_t ahead = order.ahead(chunk.first + r);
+      Real* slot = exps_.get() + r * padded(classes_);
+      tasks_[r] = {reader_(sample, r), pads ? slot : all_exps_ + sample * classes_, reader_.address(ahead),
+                   pads ? slot : all_exps_ + ahead * classes_};
     }
-    exp_rows(rows_.data(), ahead_.data(), chunk.rows, classes_, temperature_, exps_.get(), tops_.data(), sums_.data());
+    exp_rows(tasks_.data(), chunk.rows, classes_, temperature_, pads, tops_.data(), sums_);
   }
 
-  int64_t classes() const { return classes_; }
-  int64_t width() const { return padded(classes_); }
-  ExpRow<Real> row(int64_t r) const { return {rows_[r], exps_.get() + r * width(), tops_[r], sums_[r]}; }
+  ExpRow<Real> row(int64_t r) const { return {tasks_[r].logits, tasks_[r].out, tops_[r], sums_[r]}; }
 
  private:
   int64_t classes_;
   Real temperature_;
   RowReader<T> reader_;
-  std::vector<const Real*> rows_;
-  std::vector<const Real*> ahead_;
+  Real* all_exps_;
   std::unique_ptr<Real[]> exps_;
+  std::vector<RowTask<Real>> tasks_;
   std::vector<Real> tops_;
-  std::vector<Real> sums_;
+  Real* sums_;
 };
 
 }  // namespace fairkernels

@@ -249,10 +249,10 @@ Rival<Real> find_rival(const Real* logits, int64_t classes, int64_t label, Real 
   }
   std::copy_n(logits, classes, exps);
   exps[label] = -std::numeric_limits<Real>::infinity();
-  const Real* row = exps;
+  const RowTask<Real> task{exps, exps, exps, exps};
   Real highest = 0;
   Real others = 0;
-  exp_rows(&row, &row, 1, classes, Real(1), exps, &highest, &others);
+  exp_rows(&task, 1, classes, Real(1), true, &highest, &others);
   return rival_of(logits, top, exps, others, classes, label, margin);
 }
 
@@ -276,10 +276,11 @@ class SurrogateSum {
         margin_(static_cast<Real>(margin)),
         classes_(classes),
         marks_(surrogate == Surrogate::soft ? 0 : most_rows * padded(classes)),
+        terms_(most_rows),
         factors_(most_rows),
-        total_(padded(classes)) {}
+        sum_(classes) {}
 
-  void clear() { std::fill(total_.begin(), total_.end(), 0.0); }
+  void clear() { sum_.clear(); }
 
   template <typename T>
   void add(const ExpChunk<T>& rows, const Chunk& chunk) {
@@ -288,6 +289,7 @@ class SurrogateSum {
       const ExpRow<Real> row = rows.row(r);
       Real* marks = marks_.data() + r * width;
       factors_[r] = 1 / row.sum;
+      terms_[r] = surrogate_ == Surrogate::soft ? row.exps : marks;
       if (surrogate_ == Surrogate::kl_all) {
         find_hits(row, classes_, chunk.label, margin_, marks);
         factors_[r] = static_cast<Real>(charge_of(row, classes_, chunk.label));
@@ -296,15 +298,15 @@ class SurrogateSum {
         multiply_row(marks, row.exps, width);
       }
     }
-    const Real* terms = surrogate_ == Surrogate::soft ? rows.row(0).exps : marks_.data();
-    add_rows(terms, factors_.data(), chunk.rows, width, total_.data());
+    sum_.add(terms_.data(), factors_.data(), chunk.rows);
   }
 
   void take(int64_t label, double factor, Real* row) {
-    total_[label] *= 0;  // but a NaN stays
+    const Real* sum = sum_.take();
     for (int64_t k = 0; k < classes_; ++k) {
-      row[k] = static_cast<Real>(total_[k] * factor);
+      row[k] = static_cast<Real>(sum[k] * factor);
     }
+    row[label] *= 0;  // but a NaN stays
   }
 
  private:
@@ -312,8 +314,9 @@ class SurrogateSum {
   Real margin_;
   int64_t classes_;
   std::vector<Real> marks_;
+  std::vector<const Real*> terms_;
   std::vector<Real> factors_;
-  std::vector<double> total_;
+  RowSum<Real> sum_;
 };
 
 // Entries of one row of the matrix of "kl" but for its factor, in increasing order of the columns.

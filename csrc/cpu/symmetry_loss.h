@@ -72,7 +72,8 @@ void rate_rows(const Logits<T>& logits, const ClassOrder<Accumulator<T>>& order,
                int64_t begin, int64_t end, const Matrix<Accumulator<T>>& rates) {
   ConfusionRow<T> confusion_row(logits, order.most_rows);
   for (int64_t i = begin; i < end; ++i) {
-    const Accumulator<T>* from = confusion_row(order, present[i], inverse_count(order.count(present[i])));
+    const ClassGroup group = order.group(present[i]);
+    const Accumulator<T>* from = confusion_row(order, group, inverse_count(group.count));
     Accumulator<T>* row = rates.data + i * rates.row_stride;
     if (compact) {
       gather(from, order.classes, present, row);

@@ -58,7 +58,7 @@ class ConfusionArguments {
  private:
   static Shape checked_shape(const Tensor& logits) {
     Shape shape = shape_of(logits);
-    require(shape.size() >= 2, "logits must be [..., B, K], got ", to_string(shape));
+    require(shape.size() >= 2, "logits must be [..., B, K], got ", shape);
     return shape;
   }
 

@@ -72,12 +72,6 @@ template <typename Real>
 struct KeptExps {
   Real* rows;              // B x K, by sample
   std::vector<Real> sums;  // by position in the order
-
-  void keep(const ExpRow<Real>& row, const ClassOrder<Real>& order, int64_t position) {
-    Real* there = rows + order.sample[position] * order.classes;
-    copy_row(row.exps, order.classes, there, rows + order.ahead(position) * order.classes);
-    sums[position] = row.sum;
-  }
 };
 
 struct FairValues {
@@ -89,8 +83,17 @@ struct FairValues {
 
 // What the rows of the surrogate's matrix are multiplied by.
 template <typename Real>
-double surrogate_factor(Surrogate surrogate, const ClassOrder<Real>& order, int64_t label) {
-  return inverse_count(surrogate == Surrogate::kl_all ? order.start[order.classes] : order.count(label));
+double surrogate_factor(Surrogate surrogate, const ClassOrder<Real>& order, double count) {
+  return inverse_count(surrogate == Surrogate::kl_all ? order.counted : count);
+}
+
+// Whether the rates that are needed are picked from the exponentials one by one: those of the present classes only, where
+// these are a sixteenth of all or less. Nothing then is as long as a row but the row.
+template <typename T>
+bool picks_rates(const FairProblem<T>& problem, const KeptExps<Accumulator<T>>* kept) {
+  const FairOptions& options = problem.options;
+  const int64_t needed = options.wants_symmetry() ? problem.order.present.size() : 0;
+  return kept != nullptr && options.compact() && !options.wants_spectral() && 16 * needed <= problem.order.classes;
 }
 
 // One thread's reading of the logits, class by class: each row of exponentials serves every term.
@@ -105,7 +108,12 @@ class OnePass {
         present_(problem.order.present),
         entropy_(problem.entropy),
         kept_(kept),
-        confusion_row_(problem.logits, problem.order.most_rows) {
+        picks_(picks_rates(problem, kept)),
+        rows_(problem.logits, problem.order.most_rows, all_exps(kept)),
+        exps_(problem.order.most_rows),
+        factors_(problem.order.most_rows),
+        picked_(picks_ && options_.wants_symmetry() ? present_.size() : 0),
+        sum_(picks_ ? 0 : order_.classes) {
     if (!options_.wants_spectral()) {
       return;
     }
@@ -126,30 +134,57 @@ class OnePass {
     if (rival_sum_) {
       rival_sum_->clear();
     }
-    const double factor = inverse_count(order_.count(label));
-    const Real* rates = confusion_row_(order_, label, factor, [&](const ExpChunk<T>& rows, Chunk chunk) {
+    const ClassGroup group = order_.group(label);
+    const double factor = inverse_count(group.count);
+    std::fill(picked_.begin(), picked_.end(), 0.0);
+    sum_.clear();
+    order_.for_each_chunk(group, [&](const Chunk& chunk) {
+      rows_.compute(order_, chunk);
       for (int64_t r = 0; r < chunk.rows; ++r) {
-        loss.add(rows.row(r));
+        const ExpRow<Real> row = rows_.row(r);
+        exps_[r] = row.exps;
+        factors_[r] = static_cast<Real>(factor / row.sum);
+        loss.add(row);
         if (kept_ != nullptr) {
-          kept_->keep(rows.row(r), order_, chunk.first + r);
+          kept_->sums[chunk.first + r] = row.sum;
         }
       }
-      see_surrogate(rows, chunk);
+      add_rates(chunk);
+      see_surrogate(chunk);
     });
+    if (picks_) {
+      std::copy(picked_.begin(), picked_.end(), results.coefficients.data + i * results.coefficients.row_stride);
+      return loss.value();
+    }
+    const Real* rates = sum_.take();
     put_rates(i, rates, results);
     if (options_.wants_spectral()) {
-      put_surrogate(i, rates, matrix);
+      put_surrogate(i, rates, group.count, matrix);
     }
     return loss.value();
   }
 
  private:
-  void see_surrogate(const ExpChunk<T>& rows, const Chunk& chunk) {
+  static Real* all_exps(const KeptExps<Real>* kept) { return kept != nullptr ? kept->rows : nullptr; }
+
+  void add_rates(const Chunk& chunk) {
+    if (!picks_) {
+      sum_.add(exps_.data(), factors_.data(), chunk.rows);
+      return;
+    }
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      for (size_t j = 0; j < picked_.size(); ++j) {
+        picked_[j] += static_cast<double>(factors_[r]) * exps_[r][present_[j]];
+      }
+    }
+  }
+
+  void see_surrogate(const Chunk& chunk) {
     if (surrogate_sum_) {
-      surrogate_sum_->add(rows, chunk);
+      surrogate_sum_->add(rows_, chunk);
     }
     for (int64_t r = 0; rival_sum_ && r < chunk.rows; ++r) {
-      rival_sum_->add(rows.row(r), chunk.label);
+      rival_sum_->add(rows_.row(r), chunk.label);
     }
   }
 
@@ -166,9 +201,9 @@ class OnePass {
     }
   }
 
-  void put_surrogate(int64_t i, const Real* rates, SurrogateMatrix<Real>& matrix) {
+  void put_surrogate(int64_t i, const Real* rates, double count, SurrogateMatrix<Real>& matrix) {
     const int64_t label = present_[i];
-    const double factor = surrogate_factor(options_.surrogate, order_, label);
+    const double factor = surrogate_factor(options_.surrogate, order_, count);
     if (options_.surrogate == Surrogate::soft) {
       Real* row = matrix.dense.row(i);
       std::copy_n(rates, order_.classes, row);
@@ -185,7 +220,12 @@ class OnePass {
   const std::vector<int64_t>& present_;
   const CrossEntropy<Real>& entropy_;
   KeptExps<Real>* kept_;
-  ConfusionRow<T> confusion_row_;
+  bool picks_;
+  ExpChunk<T> rows_;
+  std::vector<const Real*> exps_;
+  std::vector<Real> factors_;
+  std::vector<double> picked_;  // the rates of the present classes, or
+  RowSum<Real> sum_;            // those of all
   std::optional<SurrogateSum<Real>> surrogate_sum_;
   std::optional<RivalSum<Real>> rival_sum_;
 };
@@ -246,11 +286,13 @@ class FairGradient {
         upstream_(upstream),
         matrices_(matrices),
         kept_(kept),
+        picks_(picks_rates(problem, kept)),
         classes_(order_.classes),
         ce_factor_(options_.ce_weight != 0 ? upstream * options_.ce_weight / entropy_.divisor() : 0),
         by_class_(entropy_.smooths() ? classes_ : 0),
         v_(options_.spec_weight != 0 ? padded_copy(matrices.v) : std::vector<Real>()),
-        by_rates_(padded(classes_ + 1)),
+        by_rates_(picks_ ? 0 : padded(classes_ + 1)),
+        picked_(picks_ && options_.wants_symmetry() ? present_.size() : 0),
         exps_(kept != nullptr ? 0 : padded(classes_)) {
     if (options_.spec_weight != 0) {
       surrogate_.emplace(options_.surrogate, options_.margin, classes_, v_.data());
@@ -262,14 +304,17 @@ class FairGradient {
 
   void enter(int64_t label) {
     label_ = label;
-    scale_ = static_cast<Real>(upstream_ * inverse_count(order_.count(label)));
+    count_ = order_.count(label);
+    scale_ = static_cast<Real>(upstream_ * inverse_count(count_));
     common_ = static_cast<Real>(ce_factor_ * entropy_.by_rate(label));
     by_label_ = static_cast<Real>(ce_factor_ * entropy_.by_label(label));
     if (surrogate_) {
       spec_slope_ = options_.spec_weight * matrices_.u[label];
       std::fill(by_rates_.begin(), by_rates_.end(), Real(0));
     }
-    if (options_.sym_weight != 0) {
+    if (picks_) {
+      row_ = std::lower_bound(present_.begin(), present_.end(), label) - present_.begin();
+    } else if (options_.sym_weight != 0) {
       load_coefficients(matrices_.coefficients, present_, classes_, options_.compact(), label, by_rates_.data());
     }
     if (surrogate_ && options_.surrogate == Surrogate::soft) {
@@ -279,8 +324,12 @@ class FairGradient {
 
   // The gradient of the sample at this position in the order.
   void row(const RowTask<Real>& task, int64_t position) {
-    if (kept_ != nullptr) {
+    if (picks_) {
+      picked_to_slopes(task, kept_->sums[position]);
+    } else if (kept_ != nullptr) {
       exps_to_slopes(task.out, task.out_ahead, kept_->sums[position], classes_, label_, by_rates_.data(), scale_, common_);
+    }
+    if (kept_ != nullptr) {
       charge_classes(task.out);
       return;
     }
@@ -290,7 +339,7 @@ class FairGradient {
     if (!surrogate_ || surrogate_->through_rates()) {
       return;
     }
-    const double slope = upstream_ * spec_slope_ * surrogate_factor(options_.surrogate, order_, label_);
+    const double slope = upstream_ * spec_slope_ * surrogate_factor(options_.surrogate, order_, count_);
     if (options_.surrogate == Surrogate::kl) {
       surrogate_->add_by_rival(exp_row, label_, slope, task.out);
     } else {
@@ -303,6 +352,34 @@ class FairGradient {
     out[label_] -= by_label_;
     if (!by_class_.empty()) {
       add_scaled(out, Real(-1), by_class_.data(), classes_);
+    }
+  }
+
+  // What exps_to_slopes does, for a gradient by the rates that is 0 but for the present classes.
+  void picked_to_slopes(const RowTask<Real>& task, Real sum) {
+    Real* exps = task.out;
+    const int64_t n = picked_.size();
+    const Real* by_rates = matrices_.coefficients.data + row_ * matrices_.coefficients.row_stride;
+    Real shift = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      picked_[j] = exps[present_[j]];
+      shift = picked_[j] == 1 && sum < 2 ? by_rates[j] : shift;
+    }
+    double product = 0;
+    double others = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      product += static_cast<double>(picked_[j]) * (by_rates[j] - shift);
+      others += picked_[j] != 1 ? picked_[j] : 0;
+    }
+    if (shift != 0) {
+      product -= shift * (sum_below_one(exps, classes_) - others);
+    }
+    const Real mean = static_cast<Real>(product) / sum;
+    const Real factor = scale_ / sum;
+    const Real offset = common_ / sum;
+    multiply_run(exps, classes_, factor * (-shift - mean) + offset, task.out_ahead);
+    for (int64_t j = 0; j < n; ++j) {
+      exps[present_[j]] = picked_[j] * (factor * ((by_rates[j] - shift) - mean) + offset);
     }
   }
 
@@ -329,6 +406,7 @@ class FairGradient {
   double upstream_;
   FairMatrices<const Real> matrices_;
   const KeptExps<Real>* kept_;
+  bool picks_;
   int64_t classes_;
   double ce_factor_;
   std::vector<Real> by_class_;
@@ -336,8 +414,11 @@ class FairGradient {
   std::optional<SurrogateGradient<Real>> surrogate_;
   std::vector<Real> by_rates_;
   std::vector<Real> own_by_rates_;
+  std::vector<Real> picked_;
   std::vector<Real> exps_;
   int64_t label_ = 0;
+  int64_t row_ = 0;
+  double count_ = 0;
   Real scale_ = 0;
   Real common_ = 0;
   Real by_label_ = 0;

@@ -13,7 +13,7 @@ namespace fairkernels {
     index[i] = problem % shape[i];
     problem /= shape[i];
   }
-  fail("IndexError: ", name, to_string(index), " is ", found, ", expected a class in [0, ", classes,
+  fail("IndexError: ", name, index, " is ", found, ", expected a class in [0, ", classes,
        ") or ignore_index ", ignore_index);
 }
 

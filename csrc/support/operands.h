@@ -26,7 +26,7 @@ class ImageWalk {
       : shape_(shape_of(x)), leading_(norm == Norm::l2 ? 1 : 0) {
     require(shape_.size() <= kMaxDims, "x has too many dimensions");
     require(static_cast<int64_t>(shape_.size()) >= leading_, "x must be [N, ...] for the l2 norm, got ",
-            to_string(shape_));
+            shape_);
     const Dims strides(result_strides.begin() + leading_, result_strides.end());
     order_ = row_major ? row_major_order(strides.size()) : memory_order(strides);
   }
@@ -66,7 +66,7 @@ class ImageWalk {
   std::unique_ptr<Source> per_sample_parameter(const OptionalTensor& tensor, const char* name) const {
     if (tensor && leading_ == 1) {
       const bool one_each = tensor->dim() >= 1 && tensor->numel() == tensor->size(0);
-      require(one_each, name, " must hold one value for each sample, got ", to_string(shape_of(*tensor)));
+      require(one_each, name, " must hold one value for each sample, got ", shape_of(*tensor));
     }
     return parameter(tensor, name);
   }
@@ -77,7 +77,7 @@ class ImageWalk {
     for (size_t d = 0; fits && d < sizes.size(); ++d) {
       fits = sizes[d] == 1 || sizes[d] == shape_[d];
     }
-    require(fits, name, " ", to_string(sizes), " does not broadcast to ", to_string(shape_));
+    require(fits, name, " ", sizes, " does not broadcast to ", shape_);
   }
 
   Source source(const Tensor& tensor, Dtype dtype) const {

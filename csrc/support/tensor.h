@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -21,6 +22,13 @@ namespace fairkernels {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
+
+inline std::ostream& operator<<(std::ostream& text, const Shape& shape) {
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text << (i == 0 ? "[" : ", ") << shape[i];
+  }
+  return text << (shape.empty() ? "[]" : "]");
+}
 
 template <typename... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
@@ -101,18 +109,11 @@ inline Shape strides_of(const Tensor& tensor) {
   return Shape(strides.begin(), strides.end());
 }
 
-inline std::string to_string(const Shape& shape) {
-  std::ostringstream text;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text << (i == 0 ? "[" : ", ") << shape[i];
-  }
-  text << (shape.empty() ? "[]" : "]");
-  return text.str();
-}
-
 inline void require_shape(const Tensor& tensor, const Shape& shape, const char* name) {
-  const bool same = shape_of(tensor) == shape;
-  require(same, name, " must be ", to_string(shape), ", got ", same ? "" : to_string(shape_of(tensor)));
+  const auto sizes = tensor.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end())) {
+    fail(name, " must be ", shape, ", got ", shape_of(tensor));
+  }
 }
 
 inline void require_dtype(const Tensor& tensor, Dtype dtype, const char* name) {
@@ -175,9 +176,9 @@ T* mutable_data_of(const Tensor& tensor) {
 // Where the p-th problem of a batch starts, in elements: the last `inner` dimensions make up one problem.
 class ProblemOffset {
  public:
-  ProblemOffset(const Tensor& tensor, int64_t inner) : sizes_(shape_of(tensor)), strides_(strides_of(tensor)) {
-    sizes_.resize(sizes_.size() - inner);
-  }
+  ProblemOffset(const Tensor& tensor, int64_t inner)
+      : sizes_(tensor.sizes().begin(), tensor.sizes().end() - inner),
+        strides_(tensor.strides().begin(), tensor.strides().end() - inner) {}
 
   int64_t operator()(int64_t problem) const {
     int64_t offset = 0;

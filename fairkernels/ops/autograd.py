@@ -40,8 +40,8 @@ def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]
         and operator.gives_gradient(args)
         and dispatch.choose_for(operator, args[0], backend) == "native"
     ):
-        tensors, options = args[: operator.tensor_count], args[operator.tensor_count :]
-        return (VALUES_WITH_GRADIENT[name].apply(*tensors, options),)
+        count = operator.tensor_count
+        return (VALUES_WITH_GRADIENT[name](*args[:count], args[count:]),)
     return FUNCTIONS[name].apply(*args, backend)
 
 
@@ -177,26 +177,28 @@ def is_one(grad: Tensor) -> bool:
         return False
 
 
-def make_value_with_gradient(operator: Operator) -> type[torch.autograd.Function]:
-    """The Function of a native kernel that gives the gradient along with the value, and nothing else."""
+def make_value_with_gradient(operator: Operator) -> Callable[..., Tensor]:
+    """``apply(*tensors, options)`` of a native kernel that gives the gradient along with the value, and nothing else."""
     name = f"{operator.name}_with_gradient"
+    nothing = (None,) * operator.tensor_count
 
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, ctx.rest = args
-        value, gradient = dispatch.call_native(name, (*tensors, as_text(ctx.rest)))
+        *tensors, options = args
+        value, gradient = dispatch.call_native(name, (*tensors, as_text(options)))
+        ctx.options = options
         ctx.save_for_backward(gradient, *tensors)
         return value
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         gradient, *tensors = ctx.saved_tensors
-        nothing = (None,) * len(tensors)
         if torch.is_grad_enabled():  # a second derivative may follow
-            return *dispatch.reference_backward(operator, grad, (*tensors, *ctx.rest)), *nothing
-        if is_one(grad) and not graph_is_kept():
+            return *dispatch.reference_backward(operator, grad, (*tensors, *ctx.options)), *nothing
+        if not graph_is_kept() and is_one(grad):
             return gradient, *nothing  # nobody will ask for it again
         return gradient * (grad[..., None, None] if grad.dim() else grad), *nothing
 
-    return new_class(operator, forward=forward, backward=backward)
+    function = new_class(operator, forward=forward, backward=backward)
+    return super(torch.autograd.Function, function).apply  # that of Function itself asks for functorch, as run does
 
 
 @functools.lru_cache(maxsize=64)
@@ -226,7 +228,7 @@ FUNCTIONS: dict[str, type[torch.autograd.Function]] = {
 }
 
 
-VALUES_WITH_GRADIENT: dict[str, type[torch.autograd.Function]] = {
+VALUES_WITH_GRADIENT: dict[str, Callable[..., Tensor]] = {
     name: make_value_with_gradient(operator) for name, operator in OPERATORS.items() if operator.gives_gradient
 }
 

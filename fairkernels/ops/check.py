@@ -48,11 +48,12 @@ def floating(value: Any, name: str) -> None:
 def integers(value: Any, name: str) -> None:
     tensor(value, name)
     if value.dtype not in INTEGERS:
-        raise TypeError(f"{name} must hold integers (class indices), got {value.dtype}")
+        raise TypeError(f"{name} must hold integers (class indices; probabilities are not supported), got {value.dtype}")
 
 
 def logits(value: Any, name: str = "logits") -> None:
-    floating(value, name)
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        floating(value, name)
     if value.dim() < 2 or value.shape[-1] == 0:
         raise ValueError(f"{name} must be [..., B, K] with K >= 1, got {shape(value)}")
 
@@ -128,10 +129,11 @@ def shape(value: Tensor) -> str:
 
 def class_labels(value: Any, name: str, scores: Tensor, scores_name: str = "logits") -> Tensor:
     """Labels ``[..., B]`` or ``[B]`` (shared) as int64 ``[..., B]``."""
-    tensor(value, name)
-    if value.dtype == torch.int64 and value.device == scores.device and value.shape == scores.shape[:-1]:
-        return value  # what it nearly always is
-    integers(value, name)
+    if isinstance(value, Tensor) and value.dtype is torch.int64:
+        if value.shape == scores.shape[:-1] and value.device == scores.device:
+            return value  # what it nearly always is
+    else:
+        integers(value, name)
     same_device(value, name, scores, scores_name)
     if value.dtype != torch.int64:
         value = value.to(torch.int64)

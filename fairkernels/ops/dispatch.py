@@ -130,7 +130,9 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> str:
 
 @cache
 def native_op(name: str) -> Callable[..., Any]:
-    return getattr(getattr(torch.ops, NAMESPACE), f"_{name}_native").default
+    """The private op of a kernel, without the Python around it that torch puts there."""
+    overload = getattr(getattr(torch.ops, NAMESPACE), f"_{name}_native").default
+    return getattr(overload, "_op", overload)
 
 
 def choose_for(operator: Operator, first: Tensor, forced: str | None) -> Backend:
