@@ -218,7 +218,7 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
                                               data_of<Real>(left) + index * batch.classes,
                                               data_of<Real>(right) + index * batch.classes, nullptr};
       T* out = mutable_data_of<T>(grad_logits) + index * arguments.elements();
-      fair_backward(arguments.problem<T>(index), upstream, matrices, nullptr, out);
+      fair_backward(arguments.problem<T>(index), upstream, matrices, out);
     });
   });
   return grad_logits;
@@ -237,18 +237,18 @@ double with_gradient_of(const FairArguments& arguments, int64_t index, T* gradie
   const std::unique_ptr<Real[]> coefficients(new Real[rows * columns]);
   std::vector<Real> u(options.wants_spectral() ? classes : 0);
   std::vector<Real> v(u.size());
-  KeptExps<Real>* kept = nullptr;
-  KeptExps<Real> store{nullptr, {}};
+  const FairMatrices<Real> matrices{{coefficients.get(), columns, 1}, u.data(), v.data(), nullptr};
+  const FairMatrices<const Real> derivatives{{coefficients.get(), columns, 1}, u.data(), v.data(), nullptr};
   if constexpr (std::is_same_v<T, Real>) {
     if (options.through_softmax()) {
-      store = {gradient, std::vector<Real>(arguments.batch.samples)};
-      kept = &store;
+      KeptExps<Real> kept{gradient, std::vector<Real>(arguments.batch.samples)};
+      const FairValues values = fair_forward(problem, arguments.in_double(), matrices, &kept);
+      fair_backward(problem, derivatives, kept);
+      return values.total;
     }
   }
-  const Matrix<Real> matrix{coefficients.get(), columns, 1};
-  const FairValues values = fair_forward(problem, arguments.in_double(), {matrix, u.data(), v.data(), nullptr}, kept);
-  const Matrix<const Real> derivatives{coefficients.get(), columns, 1};
-  fair_backward(problem, 1.0, {derivatives, u.data(), v.data(), nullptr}, kept, gradient);
+  const FairValues values = fair_forward(problem, arguments.in_double(), matrices, nullptr);
+  fair_backward(problem, 1.0, derivatives, gradient);
   return values.total;
 }
 

@@ -52,7 +52,10 @@ struct ClassOrder {
 
   // `weights` may be null: all ones.
   ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index)
-      : classes(classes), sample(labels.samples), weight_(weights != nullptr ? labels.samples : 0) {
+      : classes(classes),
+        sample(labels.samples),
+        weight_(weights != nullptr ? labels.samples : 0),
+        steps_ahead_(std::clamp<int64_t>(512 / std::max<int64_t>(classes, 1), 1, 8)) {
     const auto bin = [=](int64_t b) { return labels[b] == ignore_index ? classes : labels[b]; };
     if (classes > 16 * labels.samples) {
       sort_samples(bin);
@@ -104,10 +107,7 @@ struct ClassOrder {
   }
 
   // The sample to be fetched while the one at `position` is worked on: so much later that memory has the time to answer.
-  int64_t ahead(int64_t position) const {
-    const int64_t steps = std::clamp<int64_t>(512 / classes, 1, 8);
-    return sample[std::min<int64_t>(position + steps, sample.size() - 1)];
-  }
+  int64_t ahead(int64_t position) const { return sample[std::min<int64_t>(position + steps_ahead_, sample.size() - 1)]; }
 
   int64_t elements_per_chunk() const { return classes * most_rows; }
 
@@ -164,6 +164,7 @@ struct ClassOrder {
   }
 
   std::vector<Real> weight_;  // position -> weight; empty: all ones
+  int64_t steps_ahead_;
 };
 
 }  // namespace fairkernels

@@ -21,39 +21,58 @@ namespace fairkernels {
 // units in the last place. Sums of so many are then added in double.
 constexpr int64_t kRowsTogether = 16;
 
-// sum_k = sum over rows of factors[r] rows[r][k], added to what is there if `adds`.
 template <typename Real>
-FK_INLINE void sum_rows_body(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t classes, bool adds, Real* sum) {
-  const int64_t whole = classes / kLanes * kLanes;
-  for (int64_t k = 0; k < whole; k += kLanes) {
-    Real lane[kLanes] = {};
-    for (int64_t r = 0; r < n_rows; ++r) {
-      const Real* row = rows[r] + k;
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        lane[j] += factors[r] * row[j];
-      }
-    }
-#pragma omp simd
-    for (int j = 0; j < kLanes; ++j) {
-      sum[k + j] = adds ? sum[k + j] + lane[j] : lane[j];
-    }
-  }
-  const int64_t ragged = classes - whole;
-  if (ragged == 0) {
-    return;
-  }
-  Real lane[kLanes] = {};
-  for (int64_t r = 0; r < n_rows; ++r) {
-    const Real* row = rows[r] + whole;
-#pragma omp simd
-    for (int64_t j = 0; j < kLanes; ++j) {
-      lane[j] += j < ragged ? factors[r] * row[j] : Real(0);
-    }
-  }
+FK_INLINE void put_lanes(const Real* lane, bool adds, Real* sum) {
 #pragma omp simd
   for (int j = 0; j < kLanes; ++j) {
-    sum[whole + j] = adds ? sum[whole + j] + lane[j] : lane[j];
+    sum[j] = adds ? sum[j] + lane[j] : lane[j];
+  }
+}
+
+// Four times the lanes of a weighted sum of rows: so many additions take place while one waits for the other.
+template <typename Real>
+FK_INLINE void sum_wide(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t k, bool adds, Real* sum) {
+  Real lane[4][kLanes] = {};
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const Real factor = factors[r];
+    const Real* row = rows[r] + k;
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) {
+        lane[n][j] += factor * row[n * kLanes + j];
+      }
+    }
+  }
+  for (int n = 0; n < 4; ++n) {
+    put_lanes(lane[n], adds, sum + k + n * kLanes);
+  }
+}
+
+// Up to n columns. Without the copy gcc 12 jams the loops into one without a vector.
+template <typename Real>
+FK_INLINE void sum_narrow(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t k, int64_t n, bool adds, Real* sum) {
+  Real lane[kLanes] = {};
+  for (int64_t r = 0; r < n_rows; ++r) {
+    Real columns[kLanes];
+    load_tail(rows[r] + k, n, Real(0), columns);
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      lane[j] += factors[r] * columns[j];
+    }
+  }
+  put_lanes(lane, adds, sum + k);
+}
+
+// sum_k = sum over rows of factors[r] rows[r][k], up to whole lanes, added to what is there if `adds`.
+template <typename Real>
+FK_INLINE void sum_rows_body(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t classes, bool adds, Real* sum) {
+  int64_t k = 0;
+  for (; k + 4 * kLanes <= classes; k += 4 * kLanes) {
+    sum_wide(rows, factors, n_rows, k, adds, sum);
+  }
+  for (; k < classes; k += kLanes) {
+    sum_narrow(rows, factors, n_rows, k, classes - k, adds, sum);
   }
 }
 
@@ -335,22 +354,27 @@ FK_INLINE Real gradient_at_top(const Real* exps, const Real* tail, const Real* g
   return max_lanes(there);
 }
 
-// softmax_backward of a row whose exponentials and their sum are there already, and give way to it; the row `ahead` is
-// fetched; `gradient` has room for a tail. Where no class has more than half of the probability, or that class's gradient
-// is 0 anyway, nothing is lost without the shift.
+// A row whose exponentials and their sum are known, and one that comes later and is fetched on the way.
 template <typename Real>
-FK_INLINE void exps_to_slopes_body(Real* exps, const Real* ahead, Real sum, int64_t classes, int64_t label,
-                                   const Real* gradient, Real scale, Real common) {
+struct KeptRow {
+  Real* exps;
+  Real sum;
+  const Real* ahead;
+};
+
+// softmax_backward of such a row, whose exponentials give way to it; `gradient` has room for a tail. Where no class has more
+// than half of the probability, or that class's gradient is 0 anyway, nothing is lost without the shift.
+template <typename Real>
+FK_INLINE void row_to_slopes(const KeptRow<Real>& row, int64_t classes, int64_t label, const Real* gradient, Real scale, Real common) {
+  Real* exps = row.exps;
+  const Real sum = row.sum;
   const int64_t whole = classes / kLanes * kLanes;
   Real tail[kLanes];
-#pragma omp simd
-  for (int64_t j = 0; j < kLanes; ++j) {
-    tail[j] = j < classes - whole ? exps[whole + j] : Real(0);
-  }
+  load_tail(exps + whole, classes - whole, Real(0), tail);
   const bool shifts = sum < 2 && !(exps[label] == 1 && gradient[label] == 0);
   const Real shift = shifts ? gradient_at_top(exps, tail, gradient, whole) : Real(0);
   for (int64_t k = 0; k < whole; k += kLanes) {
-    FK_PREFETCH_TO_WRITE(ahead + k);
+    FK_PREFETCH_TO_WRITE(row.ahead + k);
   }
   double product = blocked_sum<Real>(whole, [=](int64_t k) { return exps[k] * (gradient[k] - shift); });
   if (whole != classes) {
@@ -359,14 +383,84 @@ FK_INLINE void exps_to_slopes_body(Real* exps, const Real* ahead, Real sum, int6
   slopes(exps, tail, gradient, classes, shift, {sum, static_cast<Real>(product)}, scale, common, exps);
 }
 
-FK_CLONES static void exps_to_slopes(float* exps, const float* ahead, float sum, int64_t classes, int64_t label,
-                                     const float* gradient, float scale, float common) {
-  exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
+// The same of up to sixteen narrow rows.
+template <typename Real>
+FK_INLINE void narrow_to_slopes(const KeptRow<Real>* rows, int64_t n_rows, int64_t classes, int64_t label, const Real* gradient,
+                                Real scale, Real common) {
+  Columns<Real> exps;
+  Real sum[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) {
+    const KeptRow<Real>& row = rows[j < n_rows ? j : 0];
+    sum[j] = row.sum;
+    for (int64_t k = 0; k < classes; ++k) {
+      exps[k][j] = row.exps[k];
+    }
+  }
+  Real shift[kLanes];
+  std::fill_n(shift, kLanes, -std::numeric_limits<Real>::infinity());
+  for (int64_t k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      const Real seen = exps[k][j] == 1 ? gradient[k] : -std::numeric_limits<Real>::infinity();
+      shift[j] = seen > shift[j] ? seen : shift[j];
+    }
+  }
+  const bool own_is_zero = gradient[label] == 0;
+  Real product[kLanes] = {};
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    const bool own_is_top = exps[label][j] == 1;
+    shift[j] = sum[j] < 2 && !(own_is_top && own_is_zero) ? shift[j] : Real(0);
+  }
+  for (int64_t k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      product[j] += exps[k][j] * (gradient[k] - shift[j]);
+    }
+  }
+  Real mean[kLanes];
+  Real factor[kLanes];
+  Real offset[kLanes];
+#pragma omp simd
+  for (int j = 0; j < kLanes; ++j) {
+    const Real inverse = 1 / sum[j];
+    mean[j] = product[j] * inverse;
+    factor[j] = scale * inverse;
+    offset[j] = common * inverse;
+  }
+  for (int64_t k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      exps[k][j] *= factor[j] * ((gradient[k] - shift[j]) - mean[j]) + offset[j];
+    }
+  }
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t k = 0; k < classes; ++k) {
+      rows[r].exps[k] = exps[k][r];
+    }
+  }
 }
 
-FK_CLONES static void exps_to_slopes(double* exps, const double* ahead, double sum, int64_t classes, int64_t label,
+template <typename Real>
+FK_INLINE void exps_to_slopes_body(const KeptRow<Real>* rows, int64_t n_rows, int64_t classes, int64_t label, const Real* gradient,
+                                   Real scale, Real common) {
+  for (int64_t r = 0; classes > kNarrow && r < n_rows; ++r) {
+    row_to_slopes(rows[r], classes, label, gradient, scale, common);
+  }
+  for (int64_t r = 0; classes <= kNarrow && r < n_rows; r += kLanes) {
+    narrow_to_slopes(rows + r, n_rows - r < kLanes ? n_rows - r : kLanes, classes, label, gradient, scale, common);
+  }
+}
+
+// Of rows of one class.
+FK_CLONES static void exps_to_slopes(const KeptRow<float>* rows, int64_t n_rows, int64_t classes, int64_t label,
+                                     const float* gradient, float scale, float common) {
+  exps_to_slopes_body(rows, n_rows, classes, label, gradient, scale, common);
+}
+
+FK_CLONES static void exps_to_slopes(const KeptRow<double>* rows, int64_t n_rows, int64_t classes, int64_t label,
                                      const double* gradient, double scale, double common) {
-  exps_to_slopes_body(exps, ahead, sum, classes, label, gradient, scale, common);
+  exps_to_slopes_body(rows, n_rows, classes, label, gradient, scale, common);
 }
 
 // The sum of a row's exponentials but for those that are 1.

@@ -18,13 +18,19 @@
 
 namespace fairkernels {
 
-// The last logits of a row, which do not fill the lanes: only these are copied.
+// The last elements of a row, which do not fill the lanes: only these are read.
 template <typename Real>
-FK_INLINE void load_tail(const Real* tail, int64_t n, Real* lanes) {
+FK_INLINE void load_tail(const Real* tail, int64_t n, Real filling, Real* lanes) {
 #pragma omp simd
   for (int64_t j = 0; j < kLanes; ++j) {
-    lanes[j] = j < n ? tail[j] : -std::numeric_limits<Real>::infinity();
+    lanes[j] = j < n ? tail[j] : filling;
   }
+}
+
+// Of logits: what is not there has no probability.
+template <typename Real>
+FK_INLINE void load_tail(const Real* tail, int64_t n, Real* lanes) {
+  load_tail(tail, n, -std::numeric_limits<Real>::infinity(), lanes);
 }
 
 template <typename Real>
@@ -86,9 +92,56 @@ FK_INLINE void exp_row(const RowTask<Real>& task, int64_t classes, Real temperat
   sum = static_cast<Real>(total);
 }
 
+// Rows of so few classes fill no vector; sixteen of them side by side do, a lane for each.
+constexpr int64_t kNarrow = 8;
+
+template <typename Real>
+using Columns = Real[kNarrow][kLanes];
+
+// The same of up to sixteen narrow rows.
+template <typename Real>
+FK_INLINE void exp_narrow(const RowTask<Real>* tasks, int64_t n_rows, int64_t classes, Real temperature, bool pads, Real* tops,
+                          Real* sums) {
+  Columns<Real> exps;
+  for (int64_t k = 0; k < classes; ++k) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      exps[k][j] = tasks[j < n_rows ? j : 0].logits[k];
+    }
+  }
+  Real top[kLanes];
+  Real sum[kLanes] = {};
+  std::fill_n(top, kLanes, -std::numeric_limits<Real>::infinity());
+  for (int64_t k = 0; k < classes; ++k) {
+    see_lanes(exps[k], top);
+  }
+  for (int64_t k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      const Real shifted = exps[k][j] - top[j];
+      sum[j] += exps[k][j] = exp_nonpositive(temperature == 1 ? shifted : shifted / temperature);
+    }
+  }
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t k = 0; k < classes; ++k) {
+      tasks[r].out[k] = exps[k][r];
+    }
+    for (int64_t k = classes; pads && k < kLanes; ++k) {
+      tasks[r].out[k] = 0;
+    }
+  }
+  std::copy_n(top, n_rows, tops);
+  std::copy_n(sum, n_rows, sums);
+}
+
 template <typename Real>
 FK_INLINE void exp_rows_body(const RowTask<Real>* tasks, int64_t n_rows, int64_t classes, Real temperature, bool pads, Real* tops,
                              Real* sums) {
+  if (classes <= kNarrow) {
+    for (int64_t r = 0; r < n_rows; r += kLanes) {
+      exp_narrow(tasks + r, n_rows - r < kLanes ? n_rows - r : kLanes, classes, temperature, pads, tops + r, sums + r);
+    }
+    return;
+  }
   if (temperature == 1) {
     for (int64_t r = 0; r < n_rows; ++r) {
       exp_row(tasks[r], classes, Real(1), pads, tops[r], sums[r]);

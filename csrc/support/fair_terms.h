@@ -270,30 +270,24 @@ FairValues fair_forward(const FairProblem<T>& problem, bool in_double, const Fai
   return values;
 }
 
-// One thread's gradients by the logits. Derivatives by the rates go through the softmax together, the cross-entropy's rates
-// beside them; what is charged to the logits themselves is added afterwards.
-template <typename T>
-class FairGradient {
+// What the gradients of one class's samples have in common. Derivatives by the rates go through the softmax together, the
+// cross-entropy's rates beside them; what is charged to the logits themselves is added afterwards.
+template <typename Real>
+class ClassSlopes {
  public:
-  using Real = Accumulator<T>;
-
-  FairGradient(const FairProblem<T>& problem, double upstream, const FairMatrices<const Real>& matrices,
-               KeptExps<Real>* kept)
+  template <typename Problem>
+  ClassSlopes(const Problem& problem, double upstream, const FairMatrices<const Real>& matrices, bool picks)
       : options_(problem.options),
         order_(problem.order),
-        present_(problem.order.present),
         entropy_(problem.entropy),
         upstream_(upstream),
         matrices_(matrices),
-        kept_(kept),
-        picks_(picks_rates(problem, kept)),
+        picks_(picks),
         classes_(order_.classes),
         ce_factor_(options_.ce_weight != 0 ? upstream * options_.ce_weight / entropy_.divisor() : 0),
         by_class_(entropy_.smooths() ? classes_ : 0),
         v_(options_.spec_weight != 0 ? padded_copy(matrices.v) : std::vector<Real>()),
-        by_rates_(picks_ ? 0 : padded(classes_ + 1)),
-        picked_(picks_ && options_.wants_symmetry() ? present_.size() : 0),
-        exps_(kept != nullptr ? 0 : padded(classes_)) {
+        by_rates_(picks ? 0 : padded(classes_ + 1)) {
     if (options_.spec_weight != 0) {
       surrogate_.emplace(options_.surrogate, options_.margin, classes_, v_.data());
     }
@@ -302,97 +296,67 @@ class FairGradient {
     }
   }
 
-  void enter(int64_t label) {
-    label_ = label;
-    count_ = order_.count(label);
-    scale_ = static_cast<Real>(upstream_ * inverse_count(count_));
-    common_ = static_cast<Real>(ce_factor_ * entropy_.by_rate(label));
+  void enter(int64_t of_class) {
+    label = of_class;
+    count = order_.count(label);
+    scale = static_cast<Real>(upstream_ * inverse_count(count));
+    common = static_cast<Real>(ce_factor_ * entropy_.by_rate(label));
     by_label_ = static_cast<Real>(ce_factor_ * entropy_.by_label(label));
+    if (picks_) {
+      const auto at = std::lower_bound(order_.present.begin(), order_.present.end(), label);
+      picked_ = matrices_.coefficients.data + (at - order_.present.begin()) * matrices_.coefficients.row_stride;
+      return;
+    }
     if (surrogate_) {
       spec_slope_ = options_.spec_weight * matrices_.u[label];
       std::fill(by_rates_.begin(), by_rates_.end(), Real(0));
     }
-    if (picks_) {
-      row_ = std::lower_bound(present_.begin(), present_.end(), label) - present_.begin();
-    } else if (options_.sym_weight != 0) {
-      load_coefficients(matrices_.coefficients, present_, classes_, options_.compact(), label, by_rates_.data());
+    if (options_.sym_weight != 0) {
+      load_coefficients(matrices_.coefficients, order_.present, classes_, options_.compact(), label, by_rates_.data());
     }
     if (surrogate_ && options_.surrogate == Surrogate::soft) {
       surrogate_->add_by_rates(nullptr, label, static_cast<Real>(spec_slope_), by_rates_.data());
     }
   }
 
-  // The gradient of the sample at this position in the order.
-  void row(const RowTask<Real>& task, int64_t position) {
-    if (picks_) {
-      picked_to_slopes(task, kept_->sums[position]);
-    } else if (kept_ != nullptr) {
-      exps_to_slopes(task.out, task.out_ahead, kept_->sums[position], classes_, label_, by_rates_.data(), scale_, common_);
-    }
-    if (kept_ != nullptr) {
-      charge_classes(task.out);
-      return;
-    }
-    const Real* by_rates = by_rates_of(task.logits);
-    const ExpRow<Real> exp_row = softmax_backward(task, classes_, Real(1), by_rates, scale_, common_, exps_.data());
-    charge_classes(task.out);
-    if (!surrogate_ || surrogate_->through_rates()) {
-      return;
-    }
-    const double slope = upstream_ * spec_slope_ * surrogate_factor(options_.surrogate, order_, count_);
-    if (options_.surrogate == Surrogate::kl) {
-      surrogate_->add_by_rival(exp_row, label_, slope, task.out);
-    } else {
-      surrogate_->add_by_hits(exp_row, label_, slope, task.out);
-    }
-  }
+  // The derivatives by the rates, for all classes or, where rates are picked, for the present ones.
+  const Real* by_rates() const { return picks_ ? picked_ : by_rates_.data(); }
 
- private:
-  void charge_classes(Real* out) const {
-    out[label_] -= by_label_;
-    if (!by_class_.empty()) {
-      add_scaled(out, Real(-1), by_class_.data(), classes_);
-    }
-  }
-
-  // What exps_to_slopes does, for a gradient by the rates that is 0 but for the present classes.
-  void picked_to_slopes(const RowTask<Real>& task, Real sum) {
-    Real* exps = task.out;
-    const int64_t n = picked_.size();
-    const Real* by_rates = matrices_.coefficients.data + row_ * matrices_.coefficients.row_stride;
-    Real shift = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      picked_[j] = exps[present_[j]];
-      shift = picked_[j] == 1 && sum < 2 ? by_rates[j] : shift;
-    }
-    double product = 0;
-    double others = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      product += static_cast<double>(picked_[j]) * (by_rates[j] - shift);
-      others += picked_[j] != 1 ? picked_[j] : 0;
-    }
-    if (shift != 0) {
-      product -= shift * (sum_below_one(exps, classes_) - others);
-    }
-    const Real mean = static_cast<Real>(product) / sum;
-    const Real factor = scale_ / sum;
-    const Real offset = common_ / sum;
-    multiply_run(exps, classes_, factor * (-shift - mean) + offset, task.out_ahead);
-    for (int64_t j = 0; j < n; ++j) {
-      exps[present_[j]] = picked_[j] * (factor * ((by_rates[j] - shift) - mean) + offset);
-    }
-  }
-
-  // The same for all samples of a class, but for those gates.
+  // The same of one sample: different for those of a class only where there are gates.
   const Real* by_rates_of(const Real* logits) {
     if (!surrogate_ || options_.surrogate != Surrogate::gated) {
       return by_rates_.data();
     }
     own_by_rates_ = by_rates_;
-    surrogate_->add_by_rates(logits, label_, static_cast<Real>(spec_slope_), own_by_rates_.data());
+    surrogate_->add_by_rates(logits, label, static_cast<Real>(spec_slope_), own_by_rates_.data());
     return own_by_rates_.data();
   }
 
+  void charge_logits(Real* out) const {
+    out[label] -= by_label_;
+    if (!by_class_.empty()) {
+      add_scaled(out, Real(-1), by_class_.data(), classes_);
+    }
+  }
+
+  void charge_surrogate(const ExpRow<Real>& row, Real* out) {
+    if (!surrogate_ || surrogate_->through_rates()) {
+      return;
+    }
+    const double slope = upstream_ * spec_slope_ * surrogate_factor(options_.surrogate, order_, count);
+    if (options_.surrogate == Surrogate::kl) {
+      surrogate_->add_by_rival(row, label, slope, out);
+    } else {
+      surrogate_->add_by_hits(row, label, slope, out);
+    }
+  }
+
+  int64_t label = 0;
+  double count = 0;
+  Real scale = 0;
+  Real common = 0;
+
+ private:
   std::vector<Real> padded_copy(const Real* vector) const {
     std::vector<Real> copy(padded(classes_));
     std::copy_n(vector, classes_, copy.begin());
@@ -401,11 +365,9 @@ class FairGradient {
 
   const FairOptions& options_;
   const ClassOrder<Real>& order_;
-  const std::vector<int64_t>& present_;
   const CrossEntropy<Real>& entropy_;
   double upstream_;
   FairMatrices<const Real> matrices_;
-  const KeptExps<Real>* kept_;
   bool picks_;
   int64_t classes_;
   double ce_factor_;
@@ -414,29 +376,97 @@ class FairGradient {
   std::optional<SurrogateGradient<Real>> surrogate_;
   std::vector<Real> by_rates_;
   std::vector<Real> own_by_rates_;
-  std::vector<Real> picked_;
-  std::vector<Real> exps_;
-  int64_t label_ = 0;
-  int64_t row_ = 0;
-  double count_ = 0;
-  Real scale_ = 0;
-  Real common_ = 0;
+  const Real* picked_ = nullptr;
   Real by_label_ = 0;
   double spec_slope_ = 0;
 };
 
-// `upstream` times the gradient of the total, a contiguous B x K; the exponentials, if they were kept, lie there already.
+// `upstream` times the gradient of the total, a contiguous B x K.
 template <typename T>
 void fair_backward(const FairProblem<T>& problem, double upstream, const FairMatrices<const Accumulator<T>>& matrices,
-                   KeptExps<Accumulator<T>>* kept, T* grad_logits) {
+                   T* grad_logits) {
+  using Real = Accumulator<T>;
+  const int64_t classes = problem.order.classes;
   const std::vector<Chunk> chunks = problem.order.chunks();
   parallel_ranges(chunks.size(), problem.order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
-    FairGradient<T> gradient(problem, upstream, matrices, kept);
-    const auto enter = [&](int64_t label) { gradient.enter(label); };
-    const auto row = [&](const RowTask<Accumulator<T>>& task, int64_t position) { gradient.row(task, position); };
+    ClassSlopes<Real> slopes(problem, upstream, matrices, false);
+    std::vector<Real> exps(padded(classes));
+    const auto enter = [&](int64_t label) { slopes.enter(label); };
+    const auto row = [&](const RowTask<Real>& task, int64_t) {
+      const Real* by_rates = slopes.by_rates_of(task.logits);
+      const ExpRow<Real> exp_row =
+          softmax_backward(task, classes, Real(1), by_rates, slopes.scale, slopes.common, exps.data());
+      slopes.charge_logits(task.out);
+      slopes.charge_surrogate(exp_row, task.out);
+    };
     backward_chunks(problem.logits, problem.order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);
   });
   clear_ignored(problem.order, grad_logits);
+}
+
+// What exps_to_slopes does to one row, for a gradient by the rates that is 0 but for the classes `places`; `picked` has room
+// for as many.
+template <typename Real>
+void picked_to_slopes(const KeptRow<Real>& row, int64_t classes, const std::vector<int64_t>& places, const Real* gradient,
+                      Real scale, Real common, Real* picked) {
+  const int64_t n = places.size();
+  Real shift = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    picked[j] = row.exps[places[j]];
+    shift = picked[j] == 1 && row.sum < 2 ? gradient[j] : shift;
+  }
+  double product = 0;
+  double others = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    product += static_cast<double>(picked[j]) * (gradient[j] - shift);
+    others += picked[j] != 1 ? picked[j] : 0;
+  }
+  if (shift != 0) {
+    product -= shift * (sum_below_one(row.exps, classes) - others);
+  }
+  const Real mean = static_cast<Real>(product) / row.sum;
+  const Real factor = scale / row.sum;
+  const Real offset = common / row.sum;
+  multiply_run(row.exps, classes, factor * (-shift - mean) + offset, row.ahead);
+  for (int64_t j = 0; j < n; ++j) {
+    row.exps[places[j]] = picked[j] * (factor * ((gradient[j] - shift) - mean) + offset);
+  }
+}
+
+// The gradient of the total in place of the exponentials that the forward has kept.
+template <typename T>
+void fair_backward(const FairProblem<T>& problem, const FairMatrices<const Accumulator<T>>& matrices,
+                   KeptExps<Accumulator<T>>& kept) {
+  using Real = Accumulator<T>;
+  const ClassOrder<Real>& order = problem.order;
+  const bool picks = picks_rates(problem, &kept);
+  const std::vector<int64_t> places = picks && problem.options.wants_symmetry() ? order.present : std::vector<int64_t>();
+  const std::vector<Chunk> chunks = order.chunks();
+  parallel_ranges(chunks.size(), order.elements_per_chunk(), [&](int64_t begin, int64_t end) {
+    ClassSlopes<Real> slopes(problem, 1.0, matrices, picks);
+    std::vector<KeptRow<Real>> rows(order.most_rows);
+    std::vector<Real> picked(places.size());
+    for (int64_t i = begin; i < end; ++i) {
+      const Chunk& chunk = chunks[i];
+      if (i == begin || chunk.label != slopes.label) {
+        slopes.enter(chunk.label);
+      }
+      for (int64_t r = 0; r < chunk.rows; ++r) {
+        const int64_t at = chunk.first + r;
+        rows[r] = {kept.rows + order.sample[at] * order.classes, kept.sums[at], kept.rows + order.ahead(at) * order.classes};
+      }
+      for (int64_t r = 0; picks && r < chunk.rows; ++r) {
+        picked_to_slopes(rows[r], order.classes, places, slopes.by_rates(), slopes.scale, slopes.common, picked.data());
+      }
+      if (!picks) {
+        exps_to_slopes(rows.data(), chunk.rows, order.classes, slopes.label, slopes.by_rates(), slopes.scale, slopes.common);
+      }
+      for (int64_t r = 0; r < chunk.rows; ++r) {
+        slopes.charge_logits(rows[r].exps);
+      }
+    }
+  });
+  clear_ignored(order, kept.rows);
 }
 
 }  // namespace fairkernels
