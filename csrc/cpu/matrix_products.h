@@ -170,13 +170,13 @@ FK_CLONES static void multiply(const double* rows, int64_t n_rows, int64_t width
 // total[k] += the sum over rows of factors[r] rows[r][k], n_rows <= kGroup, which is added up in Real. Two vectors of
 // columns side by side, since the additions to one wait for each other.
 template <int64_t Vectors, typename Real>
-FK_INLINE void add_columns(const Real* rows, const Real* factors, int64_t n_rows, int64_t width, double* total) {
+FK_INLINE void add_columns(const Real* rows, int64_t stride, const Real* factors, int64_t n_rows, double* total) {
   Real lane[Vectors][kLanes] = {};
   for (int64_t r = 0; r < n_rows; ++r) {
     for (int64_t i = 0; i < Vectors; ++i) {
 #pragma omp simd
       for (int j = 0; j < kLanes; ++j) {
-        lane[i][j] += factors[r] * rows[r * width + i * kLanes + j];
+        lane[i][j] += factors[r] * rows[r * stride + i * kLanes + j];
       }
     }
   }
@@ -189,22 +189,24 @@ FK_INLINE void add_columns(const Real* rows, const Real* factors, int64_t n_rows
 }
 
 template <typename Real>
-FK_INLINE void add_group_body(const Real* rows, const Real* factors, int64_t n_rows, int64_t width, double* total) {
+FK_INLINE void add_group_body(const Real* rows, int64_t stride, const Real* factors, int64_t n_rows, int64_t width, double* total) {
   int64_t k = 0;
   for (; k + 2 * kLanes <= width; k += 2 * kLanes) {
-    add_columns<2>(rows + k, factors, n_rows, width, total + k);
+    add_columns<2>(rows + k, stride, factors, n_rows, total + k);
   }
   if (k < width) {
-    add_columns<1>(rows + k, factors, n_rows, width, total + k);
+    add_columns<1>(rows + k, stride, factors, n_rows, total + k);
   }
 }
 
-FK_CLONES static void add_group(const float* rows, const float* factors, int64_t n_rows, int64_t width, double* total) {
-  add_group_body(rows, factors, n_rows, width, total);
+FK_CLONES static void add_group(const float* rows, int64_t stride, const float* factors, int64_t n_rows, int64_t width,
+                                double* total) {
+  add_group_body(rows, stride, factors, n_rows, width, total);
 }
 
-FK_CLONES static void add_group(const double* rows, const double* factors, int64_t n_rows, int64_t width, double* total) {
-  add_group_body(rows, factors, n_rows, width, total);
+FK_CLONES static void add_group(const double* rows, int64_t stride, const double* factors, int64_t n_rows, int64_t width,
+                                double* total) {
+  add_group_body(rows, stride, factors, n_rows, width, total);
 }
 
 // y = M x.
@@ -219,45 +221,49 @@ Vector product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel
   return y;
 }
 
-// Products that sum over rows: block by block, and then over the blocks, which depend on the matrix alone.
+// y = M^T x, a stretch of columns at a time, with room for whole lanes.
 template <typename Real, typename Parallel>
-class RowSums {
+Vector transposed_product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel) {
+  Vector y(matrix.width);
+  const int64_t stretches = (matrix.width + kBlock - 1) / kBlock;
+  parallel(stretches, matrix.rows * kBlock, [&](int64_t begin, int64_t end) {
+    const int64_t k = begin * kBlock;
+    const int64_t width = std::min(end * kBlock, matrix.width) - k;
+    for (int64_t first = 0; first < matrix.rows; first += kGroup) {
+      Real factors[kGroup];
+      const int64_t n = std::min(kGroup, matrix.rows - first);
+      std::copy_n(x.begin() + first, n, factors);
+      add_group(matrix.row(first) + k, matrix.width, factors, n, width, &y[k]);
+    }
+  });
+  y.resize(matrix.columns);
+  return y;
+}
+
+// y = M^T M x: block of rows by block, and then over the blocks, which depend on the matrix alone.
+template <typename Real, typename Parallel>
+class NormalProduct {
  public:
-  RowSums(const PackedMatrix<Real>& matrix, const Parallel& parallel)
+  NormalProduct(const PackedMatrix<Real>& matrix, const Parallel& parallel)
       : matrix_(matrix),
         parallel_(parallel),
         blocks_((matrix.rows + kRowsOfBlock - 1) / kRowsOfBlock),
         rounded_(matrix.width),
         sums_(blocks_ * matrix.width) {}
 
-  // y = M^T M x, from one read of the matrix.
-  void normal_product(const Vector& x, Vector& y) {
+  // From one read of the matrix.
+  void operator()(const Vector& x, Vector& y) {
     std::copy(x.begin(), x.end(), rounded_.begin());
-    sum(y, [&](int64_t first, int64_t n, Real* factors) {
-      double products[kGroup];
-      multiply(matrix_.row(first), n, matrix_.width, rounded_.data(), products);
-      std::copy_n(products, n, factors);
-    });
-  }
-
-  // y = M^T x
-  void transposed_product(const Vector& x, Vector& y) {
-    sum(y, [&](int64_t first, int64_t n, Real* factors) { std::copy_n(x.begin() + first, n, factors); });
-  }
-
- private:
-  static constexpr int64_t kRowsOfBlock = 4 * kGroup;
-
-  template <typename Factors>
-  void sum(Vector& y, const Factors& factors) {
     const int64_t width = matrix_.width;
     parallel_(blocks_, kRowsOfBlock * width, [&](int64_t begin, int64_t end) {
       std::fill(&sums_[begin * width], &sums_[begin * width] + (end - begin) * width, 0.0);
       for (int64_t first = begin * kRowsOfBlock; first < std::min(end * kRowsOfBlock, matrix_.rows); first += kGroup) {
-        Real factor[kGroup];
+        double products[kGroup];
+        Real factors[kGroup];
         const int64_t n = std::min(kGroup, matrix_.rows - first);
-        factors(first, n, factor);
-        add_group(matrix_.row(first), factor, n, width, &sums_[first / kRowsOfBlock * width]);
+        multiply(matrix_.row(first), n, width, rounded_.data(), products);
+        std::copy_n(products, n, factors);
+        add_group(matrix_.row(first), width, factors, n, width, &sums_[first / kRowsOfBlock * width]);
       }
     });
     for (int64_t block = 1; block < blocks_; ++block) {
@@ -266,20 +272,15 @@ class RowSums {
     std::copy_n(sums_.begin(), matrix_.columns, y.begin());
   }
 
+ private:
+  static constexpr int64_t kRowsOfBlock = 4 * kGroup;
+
   const PackedMatrix<Real>& matrix_;
   const Parallel& parallel_;
   int64_t blocks_;
   std::vector<Real> rounded_;
   Vector sums_;
 };
-
-// y = M^T x
-template <typename Real, typename Parallel>
-Vector transposed_product(const PackedMatrix<Real>& matrix, const Vector& x, const Parallel& parallel) {
-  Vector y(matrix.columns);
-  RowSums<Real, Parallel>(matrix, parallel).transposed_product(x, y);
-  return y;
-}
 
 // The scalar products of four rows with two, all of them loaded once.
 template <typename Real>

@@ -369,14 +369,14 @@ class RivalSum {
 template <typename Real>
 class SurrogateGradient {
  public:
-  // `v` is the right singular vector, padded.
+  // `v` is the right singular vector, padded but for "soft".
   SurrogateGradient(Surrogate surrogate, double margin, int64_t classes, const Real* v)
       : surrogate_(surrogate),
         margin_(static_cast<Real>(margin)),
         classes_(classes),
         v_(v),
-        marks_(padded(classes)),
-        exps_(padded(classes)) {}
+        marks_(surrogate == Surrogate::soft ? 0 : padded(classes)),
+        exps_(marks_.size()) {}
 
   bool through_rates() const { return surrogate_ == Surrogate::soft || surrogate_ == Surrogate::gated; }
 

@@ -89,8 +89,8 @@ inline double normalise(Vector& image) {
 template <typename Real, typename Parallel>
 LeadingPair pair_by_products(const PackedMatrix<Real>& matrix, Vector v, const IterationOptions& options,
                              const Parallel& parallel) {
-  RowSums<Real, Parallel> sums(matrix, parallel);
-  const auto apply = [&](const Vector& x, Vector& y) { sums.normal_product(x, y); };
+  NormalProduct<Real, Parallel> normal_product(matrix, parallel);
+  const auto apply = [&](const Vector& x, Vector& y) { normal_product(x, y); };
   LeadingDirection direction(std::move(v), apply, options);
   LeadingPair pair{0, {}, direction.take(), direction.steps()};
   pair.u = product(matrix, pair.v, parallel);
@@ -124,14 +124,18 @@ int64_t largest_row(const PackedMatrix<Real>& matrix) {
   return std::max_element(largest.begin(), largest.end()) - largest.begin();
 }
 
-// Of a matrix that is finite and not 0. If it is `transposed`, so are u and v, and `first` is a direction u.
+// Of a matrix that is finite and not 0. If it is `transposed`, so are u and v, and the hint is a direction u.
 template <typename Real, typename Parallel>
-LeadingPair iterate(const PackedMatrix<Real>& matrix, bool transposed, const Vector& first, const IterationOptions& options,
-                    const Parallel& parallel) {
+LeadingPair iterate(const PackedMatrix<Real>& matrix, bool transposed, bool nonnegative, const IterationOptions& options,
+                    const double* hint, const Parallel& parallel) {
   const auto from_v = [&](const Vector& v) { return pair_by_products(matrix, v, options, parallel); };
   const auto from_u = [&](const Vector& u) { return pair_by_gram(matrix, u, options, parallel); };
   const bool by_gram = transposed || (matrix.rows <= matrix.columns && gram_pays(matrix.rows, matrix.columns));
-  const Vector start = by_gram && !transposed ? product(matrix, first, parallel) : first;
+  const bool starts_at_u = by_gram && (transposed || hint == nullptr);
+  Vector start = first_direction(starts_at_u ? matrix.rows : matrix.columns, nonnegative, hint);
+  if (by_gram && !starts_at_u) {
+    start = product(matrix, start, parallel);
+  }
   LeadingPair pair = norm(start) > 0 ? (by_gram ? from_u(start) : from_v(start)) : constant_pair(0, 0, 0);
   if (pair.sigma > 0) {
     return pair;
@@ -154,7 +158,7 @@ LeadingPair leading_pair(PackedMatrix<Real>& matrix, bool transposed, const Iter
     return constant_pair(rows, columns, 0);
   }
   const int exponent = rescale(matrix, entries.largest, parallel);
-  LeadingPair pair = iterate(matrix, transposed, first_direction(columns, entries.lowest >= 0, hint), options, parallel);
+  LeadingPair pair = iterate(matrix, transposed, entries.lowest >= 0, options, hint, parallel);
   pair.sigma = std::ldexp(pair.sigma, exponent);
   if (transposed) {
     std::swap(pair.u, pair.v);

@@ -286,10 +286,10 @@ class ClassSlopes {
         classes_(order_.classes),
         ce_factor_(options_.ce_weight != 0 ? upstream * options_.ce_weight / entropy_.divisor() : 0),
         by_class_(entropy_.smooths() ? classes_ : 0),
-        v_(options_.spec_weight != 0 ? padded_copy(matrices.v) : std::vector<Real>()),
+        v_(options_.spec_weight != 0 && options_.surrogate != Surrogate::soft ? padded_copy(matrices.v) : std::vector<Real>()),
         by_rates_(picks ? 0 : padded(classes_ + 1)) {
     if (options_.spec_weight != 0) {
-      surrogate_.emplace(options_.surrogate, options_.margin, classes_, v_.data());
+      surrogate_.emplace(options_.surrogate, options_.margin, classes_, v_.empty() ? matrices.v : v_.data());
     }
     for (size_t k = 0; k < by_class_.size(); ++k) {
       by_class_[k] = static_cast<Real>(ce_factor_ * entropy_.by_class(k));
