@@ -362,7 +362,7 @@ CASES: tuple[Case, ...] = (
         image_grid(),
         images,
         {
-            **plain(floats=lambda p: 40 * elements(p), compile="its generator takes more than 25 s to compile"),
+            **plain(floats=lambda p: 40 * elements(p), compile="its generator takes too long to compile"),
             "torchattacks' formula": Rival(formula(rivals.rand_like_start), other_numbers=True),
         },
         options={"eps": 8 / 255, "seed": 0},
@@ -395,7 +395,7 @@ CASES: tuple[Case, ...] = (
         tuple(Problem("losses", (("K", classes),)) for classes in WEIGHTED_CLASSES),
         class_losses,
         {
-            **plain(compile="its 80 unrolled halvings take minutes to compile"),
+            **plain(compile="its unrolled halvings take too long to compile"),
             "cvxpy": Rival(rivals.cvxpy_weights, inexact="a solver's tolerance", why_not=rivals.without("cvxpy")),
         },
     ),
