@@ -307,6 +307,54 @@ def test_the_command_runs(tmp_path):
     assert path.name in "".join(result.output.split())
 
 
+def test_chosen_operators_only(tmp_path):
+    def run(*options):
+        return CliRunner().invoke(main, ["bench", "--largest", "4", "--no-compile", *options])
+
+    two = ("--operator", "trades_kl", "--operator", "spectral_loss")
+    result = run(*two, "--output", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert {cell["operator"] for cell in content["cells"]} == {"trades_kl", "spectral_loss"}
+    assert content["partial"][0] == "only spectral_loss, trades_kl"
+    assert path.name.startswith("partial-only-spectral_loss-trades_kl-")
+
+
+def test_chosen_operators_are_written_nowhere_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["bench", "--largest", "4", "--no-compile", "--operator", "trades_kl"])
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_operator_is_refused():
+    result = CliRunner().invoke(main, ["bench", "--operator", "no_such"], env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert "no operator no_such" in result.output
+
+
+def test_only_the_whole_grid_is_whole():
+    assert Settings().partial == []
+    assert Settings(minutes=0.0).partial == []  # its cells say so
+    assert Settings(compile=False).partial == ["without torch.compile"]
+    assert QUICK.partial == ["only inputs up to 100 elements", "without torch.compile"]
+
+
+def test_a_partial_run_is_not_reported(content, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import report
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    save(content, tmp_path)
+    with pytest.raises(SystemExit, match=r"partial-.*json: a partial run \(only inputs up to 100 elements; .*\)"):
+        report.newest(report.BENCH_FILES)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    save({**content, "partial": []}, tmp_path)
+    assert report.newest(report.BENCH_FILES)["cells"]
+
+
 def test_a_file_without_first_calls_is_reported_without_them(content, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import bench_report

@@ -79,6 +79,29 @@ class Settings:
     minutes: float = float("inf")
     """When they are over, what is left of the grid, its largest inputs, is left out."""
 
+    @property
+    def partial(self) -> list[str]:
+        """What is not asked for, of the whole grid; empty if everything is."""
+        chosen = sorted({case.operator for case in self.cases})
+        missing = {
+            f"only {', '.join(chosen)}": len(chosen) < len({case.operator for case in every_case()}),
+            f"only inputs up to {self.largest} elements": self.largest < bench_cases.MOST_LOGITS,
+            "without torch.compile": not self.compile,
+        }
+        return [text for text, applies in missing.items() if applies]
+
+
+def cases_of(operators: Sequence[str]) -> tuple[Case, ...]:
+    """The cases of these operators.
+
+    Raises:
+        ValueError: if there is no such operator.
+    """
+    unknown = [name for name in operators if name not in OPERATORS]
+    if unknown:
+        raise ValueError(f"no operator {', '.join(unknown)}; there are {', '.join(OPERATORS)}")
+    return tuple(case for case in every_case() if case.operator in operators)
+
 
 class WrongResult(AssertionError):
     """An implementation does not compute what it is timed for."""
@@ -454,11 +477,13 @@ def run_bench(settings: Settings, console: Console | None = None) -> dict[str, A
             bar.advance(task)
     return {
         "what": "fairkernels bench",
+        "partial": settings.partial,
         "date": date.today().isoformat(),
         "commit": commit(),
         "machine": machine.describe(),
         "settings": {
             "dtype": "float32",
+            "operators": list(dict.fromkeys(case.operator for case in settings.cases)),
             "threads": list(settings.threads),
             "batches": list(bench_cases.BATCHES),
             "classes": list(bench_cases.CLASSES),
@@ -494,8 +519,10 @@ def commit() -> str | None:
 
 
 def file_name(content: dict[str, Any]) -> str:
+    """Of the machine and the day; a partial run has one of its own, so that it replaces no whole one."""
     words = re.findall(r"[a-z0-9]+", content["machine"]["processor"].lower())
-    return f"{'-'.join(words)}-{content['machine']['cores']}-cores-{content['date']}.json"
+    about = re.findall(r"\w+", " ".join(["partial", *content["partial"]])) if content["partial"] else []
+    return f"{'-'.join(about + words)}-{content['machine']['cores']}-cores-{content['date']}.json"
 
 
 def save(content: dict[str, Any], output: Path) -> Path:
@@ -506,13 +533,13 @@ def save(content: dict[str, Any], output: Path) -> Path:
     return path
 
 
-def run_command(settings: Settings, output: Path, console: Console | None = None) -> Path:
-    """Measure, print the table and write the file."""
+def run_command(settings: Settings, output: Path | None, console: Console | None = None) -> Path | None:
+    """Measure, print the table and write the file, if there is a folder for it."""
     console = console or Console()
     content = run_bench(settings, console)
     console.print(summary(content))
-    path = save(content, output)
-    console.print(f"{content['seconds']:.0f} s; wrote {path}")
+    path = save(content, output) if output else None
+    console.print(f"{content['seconds']:.0f} s; {f'wrote {path}' if path else 'nothing was written'}")
     return path
 
 
