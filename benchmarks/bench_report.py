@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fairkernels.app.bench import BOTH, FORWARD, duration
+from fairkernels.app.bench import BOTH, COLUMNS, FORWARD, duration
 from fairkernels.app.bench_cases import CASES, OURS
+from fairkernels.app.bench_measure import LEAST, PATIENCE
 from fairkernels.app.bench_rivals import COMPILE, EAGER
 from fairkernels.ops.schema import OPERATORS
 
@@ -85,6 +86,12 @@ def microseconds(cell: Cell, name: str = OURS) -> float:
     return cell["found"][name][0]
 
 
+def first_microseconds(cell: Cell, name: str = OURS) -> float | None:
+    """Of the call right behind another implementation; None in a file from before it was recorded."""
+    found = dict(zip(COLUMNS, cell["found"][name], strict=False))
+    return found.get("first_microseconds")
+
+
 def ratio(cell: Cell, name: str) -> float:
     """How many times as long as ours it takes."""
     return microseconds(cell, name) / microseconds(cell)
@@ -103,8 +110,12 @@ def contestants(cell: Cell) -> Iterator[str]:
     return (name for name in cell["found"] if name != OURS and name not in scale and measured(cell, name))
 
 
+def spaced(size: int) -> str:
+    return f"{size:,}".replace(",", " ")
+
+
 def where(cell: Cell) -> str:
-    sizes = ", ".join(f"{name}={size:,}".replace(",", " ") for name, size in cell["sizes"].items())
+    sizes = ", ".join(f"{name}={spaced(size)}" for name, size in cell["sizes"].items())
     threads = f"{cell['threads']} thread" + "s" * (cell["threads"] > 1)
     return f"{sizes}, {cell['kind']}, {threads}, {cell['pass']}"
 
@@ -170,7 +181,8 @@ METHOD = """\
 Times are medians of rounds in which all implementations take turns in one process, {dtype}, on the same inputs. Every
 result was checked before it was timed, against the reference in float64 (in float32 on large inputs). “2 ×” beside a
 rival: it takes twice as long as ours; {red}: it is faster. A rival whose call would take longer than {limit:g} s or
-half of the free memory is left out; what it would take stands in its place.
+half of the free memory is left out; what it would take stands in its place. `torch.compile` compiles with
+`dynamic=True`, for the smallest input first, which its compiler takes for a hint whether several threads are worth it.
 
 GB/s are the bytes that the operator must move at least (`fairkernels/ops/traffic.py`) by its time; “of copy” is the
 share of what `copy_` reaches between two tensors of 256 MiB on as many threads, so that inputs that fit the caches may
@@ -180,6 +192,16 @@ rounds and errors: [benchmarks/results](../benchmarks/results)."""
 GROWTH = """\
 Exponents of the time, fitted through the cells of normal logits on one thread: with the batch at K = 100 from B = 1024,
 with the classes at B = 128 from K = 100. A dash: fewer than three cells."""
+
+
+FIRST_CALLS = """\
+All other tables: a short call is timed in a block of calls in a row, each of which finds in the caches what the one
+before left there; one of {once:.1g} s or more is timed once. Here also the first call of each block, which comes right
+behind another implementation, as a loss in training comes behind the network. Inputs of up to {most} logits, normal
+ones, forward and backward, one thread."""
+
+FEW = 10**4
+"""Elements of an input beside which what a call itself needs (code, small tables) counts."""
 
 
 def document(content: dict[str, Any]) -> str:
@@ -212,6 +234,7 @@ def document(content: dict[str, Any]) -> str:
         "## Growth",
         GROWTH,
         growth_table(groups),
+        *first_calls(groups.get(("fair_cross_entropy", ""), [])),
     ]
     for (operator, variant), cells in groups.items():
         parts += section(content, operator, variant, cells)
@@ -227,6 +250,34 @@ def worst_table(groups: dict[tuple[str, str], list[Cell]]) -> str:
         why = reason(cell, name) if value < 1 else ""
         rows.append([title(*key), times(value), name, where(cell), f"{losses} of {len(cells)}", why])
     return table(["", "worst ratio", "rival", "where", "cells lost", "reason"], rows)
+
+
+def first_calls(cells: list[Cell]) -> Iterator[str]:
+    """What a small fair loss and cross-entropy take in a row and by themselves; nothing if that was not recorded."""
+    small = [
+        cell
+        for cell in cells
+        if elements(cell) <= FEW
+        and (cell["kind"], cell["threads"], cell["pass"]) == ("normal", 1, BOTH)
+        and measured(cell, CROSS_ENTROPY)
+        and first_microseconds(cell) is not None
+    ]
+    if not small:
+        return
+    yield "## The first call"
+    yield FIRST_CALLS.format(most=spaced(FEW), once=PATIENCE / LEAST)
+    yield table(
+        ["B", "K", *(f"{name}, {which}" for which in ("in a row", "first") for name in (OURS, CROSS_ENTROPY, "ratio"))],
+        [[*map(spaced, cell["sizes"].values()), *both_ways(cell)] for cell in small],
+        left=0,
+    )
+
+
+def both_ways(cell: Cell) -> Iterator[str]:
+    """Times of ours and of cross-entropy with their ratio, in a row and by themselves."""
+    for time in (microseconds, first_microseconds):
+        ours, others = time(cell, OURS), time(cell, CROSS_ENTROPY)
+        yield from (duration(ours), duration(others), times(others / ours))
 
 
 def growth_table(groups: dict[tuple[str, str], list[Cell]]) -> str:
@@ -310,7 +361,7 @@ def cell_table(content: dict[str, Any], cells: list[Cell]) -> str:
         memory = "–" if peak is None else f"{peak / 1e6:.1f}"
         rows.append(
             [
-                *(f"{size:,}".replace(",", " ") for size in cell["sizes"].values()),
+                *map(spaced, cell["sizes"].values()),
                 cell["kind"],
                 duration(microseconds(cell)),
                 f"{speed:.2g}" if speed < 10 else f"{speed:.0f}",

@@ -29,7 +29,16 @@ BENCH_FILES = "*-cores-*.json"
 def newest(pattern: str) -> dict[str, Any] | None:
     """The newest result of its kind, if there is one; names end with the date."""
     files = sorted(RESULTS.glob(pattern), key=lambda path: path.stem[-len("2026-11-20") :])
-    return json.loads(files[-1].read_text()) if files else None
+    contents = [whole(path) for path in files]
+    return contents[-1] if contents else None
+
+
+def whole(path: Path) -> dict[str, Any]:
+    """The content of a file, which must be a run of everything: nothing else may stand for it in the texts."""
+    content = json.loads(path.read_text())
+    if content.get("partial"):
+        sys.exit(f"{path.name}: a partial run ({'; '.join(content['partial'])}) is not reported, move it elsewhere")
+    return content
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,18 +143,80 @@ def test_a_wrong_gradient_stops_the_run():
         run_bench(replace(QUICK, cases=(case,)), Console(quiet=True))
 
 
+def test_errors_are_relative_in_length_piece_by_piece():
+    exact = torch.ones(3, bench.PIECE, dtype=torch.float64)
+    assert bench.relative(exact.float() * 1.25, exact) == 0.25
+    assert bench.relative(exact, exact.where(exact > 1, torch.nan)) == float("inf")
+    assert bench.relative(exact[:2], exact) == float("inf")
+
+
+def test_what_can_not_be_compiled_is_tried_once():
+    tried = []
+
+    def fails(name, sample):
+        tried.append(name)
+        raise RuntimeError("no such instruction")
+
+    case = replace(
+        case_of("trades_kl"), rivals={EAGER: Rival(bench_rivals.eager), "compiler": Rival(fails, warms_up=True)}
+    )
+    run = bench.Bench(replace(QUICK, compile=True))
+    for classes in (4, 5):
+        run.measure(case, logits(8, classes))
+    assert tried == ["trades_kl"]
+    assert {cell["found"]["compiler"] for cell in run.cells} == {"left out: RuntimeError: no such instruction"}
+
+
+def test_python_loops_are_timed_on_the_fewest_threads():
+    run = bench.Bench(replace(QUICK, threads=(1, 2)))
+    run.measure(case_of("symmetry_loss"), logits(8, 4))
+    found = {cell["threads"]: cell["found"]["double loop (Sy-FAR's way)"] for cell in run.cells if cell["pass"] == BOTH}
+    assert isinstance(found[1], list)
+    assert "any number of threads" in found[2]
+
+
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
 def test_calls_take_turns():
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    found = interleaved(calls, {"a": 1.0, "b": 0.1}, budget=0.0)
-    assert [found[name].rounds for name in "ab"] == [1, 3]
-    assert sorted(order) == ["a", "b", "b", "b"]
-    order.clear()
     interleaved(calls, {"a": 0.1, "b": 0.1}, budget=0.0)
     assert order == list("ababab")
+
+
+def test_a_call_too_long_for_rounds_keeps_the_time_it_took():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    found = interleaved(calls, {"a": 1.0, "b": 0.1}, budget=0.0)
+    assert order == list("bbb")
+    assert found["a"] == bench_measure.Timing(1.0, 1.0, 1)
+    assert found["b"].rounds == 3
+    assert found["b"].seconds == found["b"].first
+
+
+def test_a_short_call_is_repeated_in_every_round_though_its_first_one_was_slow():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    found = interleaved(calls, {"a": 1e-3, "b": 0.1}, budget=0.0)
+    assert found["a"].rounds == found["b"].rounds == 3
+    blocks = "".join(order[bench_measure.WARM :]).split("b")
+    assert len(blocks) == 4
+    assert all(len(block) > 2 for block in blocks[:3])
+
+
+def test_the_first_call_of_a_round_is_timed_by_itself(monkeypatch):
+    """On a clock by which a call right behind another one takes 5 units, and one right behind itself 1."""
+    clock, last = [0.0], [""]
+
+    def call(name):
+        clock[0] += 1e-4 if last[0] == name else 5e-4
+        last[0] = name
+
+    monkeypatch.setattr(bench_measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    calls = {name: (lambda name=name: call(name)) for name in "ab"}
+    for timing in interleaved(calls, {"a": 1e-3, "b": 1e-3}, budget=0.1).values():
+        assert (timing.seconds, timing.first) == (pytest.approx(1e-4), pytest.approx(5e-4))
 
 
 @pytest.mark.skipif(peak_beyond(lambda: None) is None, reason="only Linux counts the peak")
@@ -190,6 +253,7 @@ def test_every_cell_has_a_time_or_a_reason(content):
             else:
                 assert len(found) == len(COLUMNS)
                 assert found[0] > 0
+                assert found[COLUMNS.index("first_microseconds")] > 0
 
 
 def test_what_takes_too_long_or_too_much_is_left_out_with_a_number():
@@ -241,6 +305,67 @@ def test_the_command_runs(tmp_path):
     assert result.exit_code == 0, result.output
     (path,) = tmp_path.iterdir()
     assert path.name in "".join(result.output.split())
+
+
+def test_chosen_operators_only(tmp_path):
+    def run(*options):
+        return CliRunner().invoke(main, ["bench", "--largest", "4", "--no-compile", *options])
+
+    two = ("--operator", "trades_kl", "--operator", "spectral_loss")
+    result = run(*two, "--output", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert {cell["operator"] for cell in content["cells"]} == {"trades_kl", "spectral_loss"}
+    assert content["partial"][0] == "only spectral_loss, trades_kl"
+    assert path.name.startswith("partial-only-spectral_loss-trades_kl-")
+
+
+def test_chosen_operators_are_written_nowhere_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["bench", "--largest", "4", "--no-compile", "--operator", "trades_kl"])
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_operator_is_refused():
+    result = CliRunner().invoke(main, ["bench", "--operator", "no_such"], env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert "no operator no_such" in result.output
+
+
+def test_only_the_whole_grid_is_whole():
+    assert Settings().partial == []
+    assert Settings(minutes=0.0).partial == []  # its cells say so
+    assert Settings(compile=False).partial == ["without torch.compile"]
+    assert QUICK.partial == ["only inputs up to 100 elements", "without torch.compile"]
+
+
+def test_a_partial_run_is_not_reported(content, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import report
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    save(content, tmp_path)
+    with pytest.raises(SystemExit, match=r"partial-.*json: a partial run \(only inputs up to 100 elements; .*\)"):
+        report.newest(report.BENCH_FILES)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    save({**content, "partial": []}, tmp_path)
+    assert report.newest(report.BENCH_FILES)["cells"]
+
+
+def test_a_file_without_first_calls_is_reported_without_them(content, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bench_report
+
+    heading = "## The first call"
+    assert heading in bench_report.document(content)
+    old = json.loads(json.dumps(content))
+    for cell in old["cells"]:
+        cell["found"] = {name: row if isinstance(row, str) else row[:-1] for name, row in cell.get("found", {}).items()}
+    old["cells"] = [cell for cell in old["cells"] if cell["found"]]
+    assert heading not in bench_report.document(old)
 
 
 def test_texts_and_pictures_are_made_of_a_file(content, tmp_path, monkeypatch):

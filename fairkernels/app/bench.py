@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import time
@@ -41,19 +42,23 @@ from fairkernels.ops.schema import OPERATORS
 
 FORWARD, BOTH = "forward", "forward+backward"
 
-COLUMNS = ("microseconds", "rounds", "peak_bytes", "error", "gradient_error")
-"""Of an implementation in the file; what does not exist is null."""
+COLUMNS = ("microseconds", "rounds", "peak_bytes", "error", "gradient_error", "first_microseconds")
+"""Of an implementation in the file; what does not exist is null. ``microseconds`` is the time of one of many calls in a
+row, ``first_microseconds`` that of a call right behind another implementation (see ``bench_measure.Timing``)."""
 
 VALUE_LIMIT, GRADIENT_LIMIT, ROUNDING = 1e-4, 3e-3, 3e-5
 """Largest relative error of a sound result in float32. A gradient's is that of its length: where two rates nearly tie,
 rounding decides the sign of a single entry. A value may always be wrong by ``ROUNDING``: however small it is itself, it
 comes from rates of size 1, for which plain PyTorch adds up to 65536 rows one after the other."""
 
-LONG = 0.2
-"""Seconds from which a call needs no warming up."""
+LONG = 0.05
+"""Seconds from which a call needs no warming up, unless it loaded or compiled something."""
 
 SMALL = 2**20
 """Inputs up to here are checked in float64, larger ones in float32."""
+
+PIECE = 2**18
+"""Elements whose error is computed at once."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,36 @@ class Settings:
 
     cases: tuple[Case, ...] = field(default_factory=every_case)
     threads: tuple[int, ...] = THREADS
-    budget: float = 0.06
+    budget: float = 0.04
     limit: float = 0.8
     largest: int = bench_cases.MOST_LOGITS
     forward_largest: int = 2**20
     compile: bool = True
     minutes: float = float("inf")
     """When they are over, what is left of the grid, its largest inputs, is left out."""
+
+    @property
+    def partial(self) -> list[str]:
+        """What is not asked for, of the whole grid; empty if everything is."""
+        chosen = sorted({case.operator for case in self.cases})
+        missing = {
+            f"only {', '.join(chosen)}": len(chosen) < len({case.operator for case in every_case()}),
+            f"only inputs up to {self.largest} elements": self.largest < bench_cases.MOST_LOGITS,
+            "without torch.compile": not self.compile,
+        }
+        return [text for text, applies in missing.items() if applies]
+
+
+def cases_of(operators: Sequence[str]) -> tuple[Case, ...]:
+    """The cases of these operators.
+
+    Raises:
+        ValueError: if there is no such operator.
+    """
+    unknown = [name for name in operators if name not in OPERATORS]
+    if unknown:
+        raise ValueError(f"no operator {', '.join(unknown)}; there are {', '.join(OPERATORS)}")
+    return tuple(case for case in every_case() if case.operator in operators)
 
 
 class WrongResult(AssertionError):
@@ -128,15 +156,23 @@ def relative(actual: Tensor, exact: Tensor) -> float:
         return float("inf")
     if not exact.is_floating_point():
         return 0.0 if torch.equal(actual, exact) else float("inf")
-    length = torch.linalg.vector_norm(exact.detach())
-    difference = torch.linalg.vector_norm(actual.detach().to(exact.dtype) - exact.detach())
-    error = difference / length.clamp(min=torch.finfo(torch.float32).tiny)
-    return float(error) if error.isfinite() else float("inf")
+    error = length(a.to(e.dtype) - e for a, e in zip(pieces(actual), pieces(exact), strict=True))
+    error /= max(length(pieces(exact)), torch.finfo(torch.float32).tiny)
+    return error if math.isfinite(error) else float("inf")
+
+
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """As a whole, a difference would take as much memory again, and longer to get it than to fill it."""
+    return tensor.detach().flatten().split(PIECE)
+
+
+def length(vector: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(piece)) for piece in vector))
 
 
 def sound(error: float, gradient_error: float | None, values: Tensor, accuracy: float) -> bool:
     """Whether rounding and an iteration of this accuracy explain the errors."""
-    size = float(torch.linalg.vector_norm(values.detach().double())) / max(values.numel(), 1) ** 0.5
+    size = length(piece.double() for piece in pieces(values)) / max(values.numel(), 1) ** 0.5
     value_sound = error * size <= max(VALUE_LIMIT, 30 * accuracy) * size + ROUNDING  # not so if the error is infinite
     limit = max(GRADIENT_LIMIT, 3000 * accuracy)
     return value_sound and (gradient_error is None or gradient_error <= limit)
@@ -259,6 +295,17 @@ class Forecast:
         self.per_step[key] = seconds / steps
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A call to be timed, what it took and its errors."""
+
+    call: Call
+    seconds: float
+    peak: int | None
+    error: float | None
+    gradient_error: float | None
+
+
 @dataclass
 class Bench:
     """A run: its settings, what it has learnt, its cells."""
@@ -266,6 +313,8 @@ class Bench:
     settings: Settings
     forecast: Forecast = field(default_factory=Forecast)
     cells: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)
+    """By case and implementation, what a compiler said that failed: it would take as long to fail again."""
 
     def measure(self, case: Case, problem: Problem) -> None:
         """All passes and thread counts of a case on a problem; results are checked before they are timed."""
@@ -303,53 +352,61 @@ class Bench:
 
     def contest(self, task: Task, name: str, count: int) -> dict[str, Any]:
         """What every implementation took, or why it is not there."""
-        found: dict[str, Any] = {}
-        calls: dict[str, Call] = {}
-        once: dict[str, float] = {}
-        notes: dict[str, tuple[Any, ...]] = {}
-        for implementation, rival in implementations(task.case).items():
+        rivals = implementations(task.case)
+        entries = {implementation: self.enter(implementation, task, name, count) for implementation in rivals}
+        ready = {implementation: entry for implementation, entry in entries.items() if isinstance(entry, Ready)}
+        calls = {implementation: entry.call for implementation, entry in ready.items()}
+        once = {implementation: entry.seconds for implementation, entry in ready.items()}
+        timings = interleaved(calls, once, self.settings.budget)
+        for implementation, timing in timings.items():
             key = (task.case.name, implementation, name, count)
-            reason = self.why_not(rival, task, name, key)
-            if reason is None:
-                try:
-                    call = task.call(rival, name)
-                    peak, result, seconds = observed(call)
-                except Exception as error:
-                    if rival is OUR_OWN:
-                        raise
-                    reason = said(error)
-            if reason is not None:
-                found[implementation] = f"left out: {reason}"
-                continue
-            errors = task.check(implementation, rival, result)
-            del result
-            if rival.warms_up or rival is OUR_OWN or seconds < LONG:  # ours loads its library once
-                peak, _, seconds = observed(call)
-            calls[implementation], once[implementation] = call, seconds
-            notes[implementation] = (peak, *errors)
-        for implementation, timing in interleaved(calls, once, self.settings.budget).items():
-            found[implementation] = row(timing, *notes[implementation])
-            steps = implementations(task.case)[implementation].work(task.problem)
-            self.forecast.learn((task.case.name, implementation, name, count), steps, timing.seconds)
-        return {implementation: found[implementation] for implementation in implementations(task.case)}
+            self.forecast.learn(key, rivals[implementation].work(task.problem), timing.seconds)
+        return {
+            implementation: row(timings[implementation], entry) if isinstance(entry, Ready) else f"left out: {entry}"
+            for implementation, entry in entries.items()
+        }
 
-    def why_not(self, rival: Rival, task: Task, name: str, key: tuple[object, ...]) -> str | None:
-        problem = task.problem
+    def enter(self, implementation: str, task: Task, name: str, count: int) -> Ready | str:
+        """A call that was made and whose result was checked, or why there is none."""
+        rival = implementations(task.case)[implementation]
+        foreseen = self.forecast.seconds((task.case.name, implementation, name, count), rival.work(task.problem))
+        reason = self.why_not(implementation, task, name, count, foreseen)
+        if reason is not None:
+            return reason
+        try:
+            call = task.call(rival, name)
+            peak, result, seconds = observed(call)
+        except Exception as error:
+            if rival is OUR_OWN:
+                raise
+            if rival.warms_up:
+                self.failed[task.case.name, implementation] = said(error)
+            return said(error)
+        with threads(max(self.settings.threads)):
+            errors = task.check(implementation, rival, result)
+        del result
+        if needs_warming(rival, seconds, foreseen):
+            peak, _, seconds = observed(call)
+        return Ready(call, seconds, peak, *errors)
+
+    def why_not(self, implementation: str, task: Task, name: str, count: int, foreseen: float) -> str | None:
+        rival, problem = implementations(task.case)[implementation], task.problem
         if rival is OUR_OWN:
             return None
         if not rival.takes_part(name, task.case.passes):
             return f"not timed {name}"
         if rival.warms_up and not self.settings.compile:
             return "not asked for"
-        reason = rival.why_not(problem)
+        if rival.python_loop and count != min(self.settings.threads):
+            return "a Python loop takes as long on any number of threads: see the fewest"
+        reason = rival.why_not(problem) or self.failed.get((task.case.name, implementation))
         if reason is not None:
             return reason
         needed = rival.memory(problem)
         if needed > available_memory() / 2:
             return f"needs about {needed / 1e9:.0f} GB"
-        seconds = self.forecast.seconds(key, rival.work(problem))
         limit = self.settings.limit * (5 if rival.scale else 1)
-        return f"would take about {seconds:.{0 if seconds >= 10 else 1}f} s" if seconds > limit else None
+        return f"would take about {foreseen:.{0 if foreseen >= 10 else 1}f} s" if foreseen > limit else None
 
 
 def head(case: Case, problem: Problem) -> dict[str, Any]:
@@ -369,8 +426,15 @@ def observed(call: Callable[[], Result]) -> tuple[int | None, Result, float]:
     return peak, held[0], seconds[0]
 
 
-def row(timing: Timing, peak: int | None, error: float | None, gradient_error: float | None) -> list[Any]:
-    return [short(timing.seconds * 1e6), timing.rounds, peak, short(error), short(gradient_error)]
+def needs_warming(rival: Rival, seconds: float, foreseen: float) -> bool:
+    """A short call does, and one that took longer than foreseen because it loaded or compiled something."""
+    return seconds < LONG or ((rival.warms_up or rival is OUR_OWN) and seconds > 2 * foreseen)
+
+
+def row(timing: Timing, entry: Ready) -> list[Any]:
+    """In the order of ``COLUMNS``."""
+    times = short(timing.seconds * 1e6), short(timing.first * 1e6)
+    return [times[0], timing.rounds, entry.peak, short(entry.error), short(entry.gradient_error), times[1]]
 
 
 def short(value: float | None) -> float | None:
@@ -413,11 +477,13 @@ def run_bench(settings: Settings, console: Console | None = None) -> dict[str, A
             bar.advance(task)
     return {
         "what": "fairkernels bench",
+        "partial": settings.partial,
         "date": date.today().isoformat(),
         "commit": commit(),
         "machine": machine.describe(),
         "settings": {
             "dtype": "float32",
+            "operators": list(dict.fromkeys(case.operator for case in settings.cases)),
             "threads": list(settings.threads),
             "batches": list(bench_cases.BATCHES),
             "classes": list(bench_cases.CLASSES),
@@ -453,8 +519,10 @@ def commit() -> str | None:
 
 
 def file_name(content: dict[str, Any]) -> str:
+    """Of the machine and the day; a partial run has one of its own, so that it replaces no whole one."""
     words = re.findall(r"[a-z0-9]+", content["machine"]["processor"].lower())
-    return f"{'-'.join(words)}-{content['machine']['cores']}-cores-{content['date']}.json"
+    about = re.findall(r"\w+", " ".join(["partial", *content["partial"]])) if content["partial"] else []
+    return f"{'-'.join(about + words)}-{content['machine']['cores']}-cores-{content['date']}.json"
 
 
 def save(content: dict[str, Any], output: Path) -> Path:
@@ -465,13 +533,13 @@ def save(content: dict[str, Any], output: Path) -> Path:
     return path
 
 
-def run_command(settings: Settings, output: Path, console: Console | None = None) -> Path:
-    """Measure, print the table and write the file."""
+def run_command(settings: Settings, output: Path | None, console: Console | None = None) -> Path | None:
+    """Measure, print the table and write the file, if there is a folder for it."""
     console = console or Console()
     content = run_bench(settings, console)
     console.print(summary(content))
-    path = save(content, output)
-    console.print(f"{content['seconds']:.0f} s; wrote {path}")
+    path = save(content, output) if output else None
+    console.print(f"{content['seconds']:.0f} s; {f'wrote {path}' if path else 'nothing was written'}")
     return path
 
 

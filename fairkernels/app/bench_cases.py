@@ -74,9 +74,9 @@ def thread_counts(problem: Problem, counts: tuple[int, ...]) -> tuple[int, ...]:
     return counts[-1:] if problem.kind == "trained" else counts[:1]
 
 
-def only_normal_ones(problem: Problem) -> str | None:
+def only_normal_ones(problem: Problem, size: Callable[[Problem], float] = elements) -> str | None:
     """Why the result on a large input is not checked."""
-    again = elements(problem) > ALL_THREADS and problem.kind == "trained"
+    again = size(problem) > ALL_THREADS and problem.kind == "trained"
     return "not checked: the normal logits of this size are" if again else None
 
 
@@ -255,6 +255,7 @@ CASES: tuple[Case, ...] = (
         logits_and_labels,
         plain(rivals.batch_and_matrix, few_classes(6)),
         why_not=result_fits,
+        unchecked=lambda p: only_normal_ones(p, square),
     ),
     Case(
         "symmetry_loss",
@@ -362,7 +363,10 @@ CASES: tuple[Case, ...] = (
         image_grid(),
         images,
         {
-            **plain(floats=lambda p: 40 * elements(p), compile="its generator takes more than 25 s to compile"),
+            **plain(
+                floats=lambda p: 40 * elements(p),
+                compile="its generator takes too long to compile",
+            ),
             "torchattacks' formula": Rival(formula(rivals.rand_like_start), other_numbers=True),
         },
         options={"eps": 8 / 255, "seed": 0},
@@ -395,7 +399,7 @@ CASES: tuple[Case, ...] = (
         tuple(Problem("losses", (("K", classes),)) for classes in WEIGHTED_CLASSES),
         class_losses,
         {
-            **plain(compile="its 80 unrolled halvings take minutes to compile"),
+            **plain(compile="its unrolled halvings take too long to compile"),
             "cvxpy": Rival(rivals.cvxpy_weights, inexact="a solver's tolerance", why_not=rivals.without("cvxpy")),
         },
     ),

@@ -81,7 +81,7 @@ class Rival:
     exact_options: dict[str, Any] = field(default_factory=dict)
     """Options of ours with which it agrees, where they are not those that are timed."""
     python_loop: bool = False
-    """A step of its work is one of Python, some 100 µs, not a nanosecond."""
+    """A step of its work is one of the interpreter, with calls of PyTorch, not an element in a kernel."""
     warms_up: bool = False
     """Its first call at a new size does more than the others."""
     passes: tuple[str, ...] = ("forward+backward", "forward")

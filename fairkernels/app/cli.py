@@ -34,12 +34,21 @@ def info(
 
 @main.command()
 def bench(
-    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = Path("bench-output"),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the JSON file: bench-output, or none with --operator.")
+    ] = None,
+    operator: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
     largest: Annotated[int, typer.Option(min=1, help="Elements of the largest input; all by default.")] = 2**27,
     compile: Annotated[bool, typer.Option(help="Also against torch.compile: minutes of compiling.")] = True,
     minutes: Annotated[float, typer.Option(help="When they are over, the largest inputs are left out.")] = 9.5,
 ) -> None:
     """Time, memory and bandwidth of every operator on its whole grid, beside everything else one could call."""
-    from fairkernels.app.bench import Settings, run_command
+    from fairkernels.app.bench import Settings, cases_of, every_case, run_command
 
-    run_command(Settings(largest=largest, compile=compile, minutes=minutes), output)
+    try:
+        cases = cases_of(operator) if operator else every_case()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--operator") from None
+    if output is None and not operator:
+        output = Path("bench-output")
+    run_command(Settings(cases=cases, largest=largest, compile=compile, minutes=minutes), output)
