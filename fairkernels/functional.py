@@ -149,7 +149,8 @@ def confusion_counts(
     check.class_count(num_classes, "num_classes")
     check.integer(ignore_index, "ignore_index")
     predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
-    labels = check.rows(labels, "labels", predictions.unsqueeze(-1), "predictions.unsqueeze(-1)")
+    if labels.shape != predictions.shape:
+        labels = check.rows(labels, "labels", predictions.unsqueeze(-1), "predictions.unsqueeze(-1)")
     return run("confusion_counts", predictions, labels, num_classes, ignore_index, backend=backend)[0]
 
 
@@ -319,8 +320,7 @@ def spectral_loss(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
-    check.logits(logits)
-    labels = check.class_labels(labels, "labels", logits)
+    labels = check.batch(logits, labels)
     check.option(surrogate, "surrogate", SURROGATES)
     check.number(margin, "margin")
     check.integer(ignore_index, "ignore_index")
@@ -382,8 +382,7 @@ def fair_cross_entropy(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
-    check.logits(logits)
-    labels = check.class_labels(labels, "labels", logits)
+    labels = check.batch(logits, labels)
     if weight is not None:
         weight = check.side_values(weight, "weight", (*logits.shape[:-2], logits.shape[-1]), logits, "logits")
     weights = (sym_weight, spec_weight, ce_weight)
@@ -638,8 +637,7 @@ def kl_dro_weights(
 def _batch(
     logits: Tensor, labels: Tensor, sample_weight: Tensor | None, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor | None]:
-    check.logits(logits)
-    labels = check.class_labels(labels, "labels", logits)
+    labels = check.batch(logits, labels)
     if sample_weight is not None:
         sample_weight = check.side_values(sample_weight, "sample_weight", logits.shape[:-1], logits, "logits")
     check.positive(temperature, "temperature")

@@ -32,9 +32,9 @@ def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]
         return FUNCTIONS[name].apply(*args, backend)
     if not torch.is_grad_enabled():
         return dispatch.forward(operator, args, backend)
-    if not requires_grad(operator, args):
-        with torch.no_grad():
-            return dispatch.forward(operator, args, backend)
+    leading = operator.differentiable
+    if not (args[0].requires_grad if leading == 1 else any(arg.requires_grad for arg in args[:leading])):
+        return without_gradient(operator, args, backend)
     if (
         operator.gives_gradient
         and operator.gives_gradient(args)
@@ -45,10 +45,12 @@ def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]
     return FUNCTIONS[name].apply(*args, backend)
 
 
-def requires_grad(operator: Operator, args: tuple[Any, ...]) -> bool:
-    if operator.differentiable == 1:  # for speed
-        return args[0].requires_grad
-    return any(arg.requires_grad for arg in args[: operator.differentiable])
+def without_gradient(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
+    """Switches autograd off only where it might see something: that takes as long as a small operator."""
+    if not any(arg is not None and arg.requires_grad for arg in args[: operator.tensor_count]):
+        return dispatch.forward(operator, args, backend)
+    with torch.no_grad():
+        return dispatch.forward(operator, args, backend)
 
 
 def run_registered(name: str, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
@@ -178,14 +180,14 @@ def is_one(grad: Tensor) -> bool:
 
 
 def make_value_with_gradient(operator: Operator) -> Callable[..., Tensor]:
-    """``apply(*tensors, options)`` of a native kernel that gives the gradient along with the value, and nothing else."""
+    """``apply(*tensors, options)`` of a native kernel that gives the gradient along with the value alone."""
     name = f"{operator.name}_with_gradient"
-    nothing = (None,) * operator.tensor_count
+    count = operator.tensor_count
+    nothing = (None,) * count
 
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, options = args
-        value, gradient = dispatch.call_native(name, (*tensors, as_text(options)))
-        ctx.options = options
+        tensors, ctx.options = args[:count], args[count]
+        value, gradient = dispatch.call_native(name, (*tensors, as_text(ctx.options)))
         ctx.save_for_backward(gradient, *tensors)
         return value
 

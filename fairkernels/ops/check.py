@@ -48,12 +48,11 @@ def floating(value: Any, name: str) -> None:
 def integers(value: Any, name: str) -> None:
     tensor(value, name)
     if value.dtype not in INTEGERS:
-        raise TypeError(f"{name} must hold integers (class indices; probabilities are not supported), got {value.dtype}")
+        raise TypeError(f"{name} must hold integers (classes; probabilities are not supported), got {value.dtype}")
 
 
 def logits(value: Any, name: str = "logits") -> None:
-    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
-        floating(value, name)
+    floating(value, name)
     if value.dim() < 2 or value.shape[-1] == 0:
         raise ValueError(f"{name} must be [..., B, K] with K >= 1, got {shape(value)}")
 
@@ -106,7 +105,7 @@ def number(value: Any, name: str) -> None:
 def integer(value: Any, name: str) -> None:
     if isinstance(value, torch.SymInt):
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not -(2**63) <= int(value) < 2**63:
         raise ValueError(f"{name} must be an int64, got {value}")
@@ -127,17 +126,17 @@ def shape(value: Tensor) -> str:
     return str(list(value.shape))
 
 
-def class_labels(value: Any, name: str, scores: Tensor, scores_name: str = "logits") -> Tensor:
-    """Labels ``[..., B]`` or ``[B]`` (shared) as int64 ``[..., B]``."""
-    if isinstance(value, Tensor) and value.dtype is torch.int64:
-        if value.shape == scores.shape[:-1] and value.device == scores.device:
-            return value  # what it nearly always is
+def batch(scores: Any, labels: Any) -> Tensor:
+    """Logits ``[..., B, K]`` and their labels ``[..., B]`` or ``[B]`` (shared), these as int64 ``[..., B]``."""
+    if not isinstance(scores, Tensor) or scores.dtype not in FLOATS or scores.dim() < 2 or scores.shape[-1] == 0:
+        logits(scores)
+    if isinstance(labels, Tensor) and labels.dtype is torch.int64:
+        if labels.shape == scores.shape[:-1] and labels.device == scores.device:
+            return labels  # what they nearly always are
     else:
-        integers(value, name)
-    same_device(value, name, scores, scores_name)
-    if value.dtype != torch.int64:
-        value = value.to(torch.int64)
-    return rows(value, name, scores, scores_name)
+        integers(labels, "labels")
+    same_device(labels, "labels", scores, "logits")
+    return rows(labels.to(torch.int64), "labels", scores)
 
 
 def rows(value: Tensor, name: str, scores: Tensor, scores_name: str = "logits") -> Tensor:
