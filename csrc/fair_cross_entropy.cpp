@@ -235,10 +235,10 @@ double with_gradient_of(const FairArguments& arguments, int64_t index, T* gradie
   const int64_t rows = options.wants_symmetry() ? problem.order.present.size() : 0;
   const int64_t columns = options.compact() ? rows : classes;
   const std::unique_ptr<Real[]> coefficients(new Real[rows * columns]);
-  std::vector<Real> u(options.wants_spectral() ? classes : 0);
-  std::vector<Real> v(u.size());
-  const FairMatrices<Real> matrices{{coefficients.get(), columns, 1}, u.data(), v.data(), nullptr};
-  const FairMatrices<const Real> derivatives{{coefficients.get(), columns, 1}, u.data(), v.data(), nullptr};
+  const std::unique_ptr<Real[]> u(new Real[options.wants_spectral() ? classes : 0]);
+  const std::unique_ptr<Real[]> v(new Real[options.wants_spectral() ? classes : 0]);
+  const FairMatrices<Real> matrices{{coefficients.get(), columns, 1}, u.get(), v.get(), nullptr};
+  const FairMatrices<const Real> derivatives{{coefficients.get(), columns, 1}, u.get(), v.get(), nullptr};
   if constexpr (std::is_same_v<T, Real>) {
     if (options.through_softmax()) {
       KeptExps<Real> kept{gradient, std::vector<Real>(arguments.batch.samples)};

@@ -35,6 +35,10 @@ FK_CLONES static double dot(const double* a, const double* b, int64_t n) {
   return ragged_sum<double>(n, [=](int64_t i) { return a[i] * b[i]; });
 }
 
+FK_CLONES static double sum(const double* a, int64_t n) {
+  return ragged_sum<double>(n, [=](int64_t i) { return a[i]; });
+}
+
 // to = s * a + t * b; `to` may be one of them.
 FK_CLONES static void combine(double s, const double* a, double t, const double* b, int64_t n, double* to) {
 #pragma omp simd

@@ -42,11 +42,7 @@ inline Vector first_direction(int64_t n, bool nonnegative, const double* hint) {
 
 // Of the two signs, the one with sum(v) >= 0.
 inline void fix_sign(LeadingPair& pair) {
-  double sum = 0;
-  for (double x : pair.v) {
-    sum += x;
-  }
-  if (sum < 0) {
+  if (sum(pair.v.data(), pair.v.size()) < 0) {
     scale(pair.u, -1);
     scale(pair.v, -1);
   }

@@ -97,7 +97,7 @@ void scatter_pair(const SurrogatePair& found, const std::vector<int64_t>& presen
   if (sparse) {
     scatter_vector(found.pair.v, found.columns, found.pair.sigma, classes, v);
   } else {
-    std::copy(found.pair.v.begin(), found.pair.v.end(), v);
+    store_run(found.pair.v.data(), classes, v);
   }
 }
 
