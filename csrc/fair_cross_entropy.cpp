@@ -1,6 +1,7 @@
 // fair_cross_entropy: checks and glue. The mathematics is in support/fair_terms.h.
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -28,8 +29,9 @@ class FairArguments {
         weight_(weight),
         weight_offset_(checked_weight(logits), weight ? 1 : 2) {}
 
+  // In blocks only for the pass that keeps the exponentials.
   template <typename T>
-  FairProblem<T> problem(int64_t index) const {
+  FairProblem<T> problem(int64_t index, int64_t block = std::numeric_limits<int64_t>::max()) const {
     using Real = Accumulator<T>;
     std::vector<Real> weight(weight_ ? batch.classes : 0);
     if (weight_) {
@@ -38,7 +40,7 @@ class FairArguments {
         load(data, weight_->stride(-1), batch.classes, weight.data());
       });
     }
-    return FairProblem<T>(options, batch.logits<T>(index), batch.order<Real>(index), std::move(weight));
+    return FairProblem<T>(options, batch.logits<T>(index), batch.order<Real>(index, block), std::move(weight));
   }
 
   int64_t elements() const { return batch.samples * batch.classes; }  // of one problem
@@ -229,9 +231,10 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
 template <typename T>
 double with_gradient_of(const FairArguments& arguments, int64_t index, T* gradient) {
   using Real = Accumulator<T>;
-  const auto problem = arguments.problem<T>(index);
-  const FairOptions& options = problem.options;
+  const FairOptions& options = arguments.options;
   const int64_t classes = arguments.batch.classes;
+  const bool keeps = std::is_same_v<T, Real> && options.through_softmax();
+  const auto problem = arguments.problem<T>(index, keeps ? block_of(arguments.batch.samples, classes) : arguments.batch.samples);
   const int64_t rows = options.wants_symmetry() ? problem.order.present.size() : 0;
   const int64_t columns = options.compact() ? rows : classes;
   const std::unique_ptr<Real[]> coefficients(new Real[rows * columns]);

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fairkernels.ops import check, dispatch
-from fairkernels.ops.autograd import run
+from fairkernels.ops.autograd import run, run_unchecked
 from fairkernels.ops.dispatch import Backend
 from fairkernels.ops.schema import OPERATORS
 
@@ -382,12 +382,16 @@ def fair_cross_entropy(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
-    labels = check.batch(logits, labels)
-    if weight is not None:
-        weight = check.side_values(weight, "weight", (*logits.shape[:-2], logits.shape[-1]), logits, "logits")
     weights = (sym_weight, spec_weight, ce_weight)
     entropy = (reduction, label_smoothing, ignore_index)
     options = _fair_options(*weights, *entropy, eps, absent, sym_reduction, surrogate, margin, return_parts)
+    if weight is None and type(logits) is Tensor and type(labels) is Tensor and logits.is_cpu and labels.is_cpu:
+        total = run_unchecked("fair_cross_entropy", logits, labels, weight, *options, backend=backend)
+        if total is not None:
+            return total
+    labels = check.batch(logits, labels)
+    if weight is not None:
+        weight = check.side_values(weight, "weight", (*logits.shape[:-2], logits.shape[-1]), logits, "logits")
     results = run("fair_cross_entropy", logits, labels, weight, *options, backend=backend)
     if not return_parts:
         return results[0]

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -33,7 +34,8 @@ inline int64_t rows_per_chunk(int64_t classes) {
   return std::max<int64_t>(2048 / std::max<int64_t>(padded(classes), 1), 1);
 }
 
-// The samples of one class: so many positions in the order, from the first one on. Their weights add up to `count`.
+// The samples of one class, of one block where there are several: so many positions in the order, from the first one on.
+// Their weights add up to `count`.
 struct ClassGroup {
   int64_t label;
   int64_t first;
@@ -41,17 +43,23 @@ struct ClassGroup {
   double count;
 };
 
+// Where a class is among those that are listed in increasing order.
+inline int64_t place_in(const std::vector<int64_t>& present, int64_t label) {
+  return std::lower_bound(present.begin(), present.end(), label) - present.begin();
+}
+
 template <typename Real>
 struct ClassOrder {
   int64_t classes;
   std::vector<int64_t> sample;     // position -> sample; those that are ignored come last
-  std::vector<ClassGroup> groups;  // of the classes that occur, in increasing order
+  std::vector<ClassGroup> groups;  // of the classes that occur, in increasing order, block by block
   std::vector<int64_t> present;    // the classes whose count is not 0, also if it is NaN
   int64_t counted = 0;             // positions before those that are ignored
   int64_t most_rows = 0;           // of a chunk
 
-  // `weights` may be null: all ones.
-  ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index)
+  // `weights` may be null: all ones. Where there is more than one block of so many samples, each is put in order by itself.
+  ClassOrder(LabelRow labels, const Real* weights, int64_t classes, int64_t ignore_index,
+             int64_t block = std::numeric_limits<int64_t>::max())
       : classes(classes),
         sample(labels.samples),
         weight_(weights != nullptr ? labels.samples : 0),
@@ -60,26 +68,25 @@ struct ClassOrder {
     if (classes > 16 * labels.samples) {
       sort_samples(bin);
     } else {
-      sort_classes(bin);
+      sort_blocks(bin, block);
     }
     if (weights != nullptr) {
       std::transform(sample.begin(), sample.end(), weight_.begin(), [&](int64_t b) { return weights[b]; });
     }
-    present.reserve(groups.size());
     for (ClassGroup& group : groups) {
       const auto first = weight_.begin() + (weights != nullptr ? group.first : 0);
       group.count = weights != nullptr ? std::accumulate(first, first + group.rows, 0.0) : group.rows;
       most_rows = std::max(most_rows, group.rows);
-      if (group.count != 0) {
-        present.push_back(group.label);
-      }
     }
+    add_up_classes(block < labels.samples);
     most_rows = std::min(most_rows, rows_per_chunk(classes));
   }
 
   Real weight(int64_t position) const { return weight_.empty() ? Real(1) : weight_[position]; }
 
-  // Without rows if the class does not occur.
+  bool has_blocks() const { return !count_of_class_.empty(); }
+
+  // Without rows if the class does not occur. Not for orders with blocks.
   ClassGroup group(int64_t label) const {
     const auto before = [](const ClassGroup& group, int64_t wanted) { return group.label < wanted; };
     const auto at = std::lower_bound(groups.begin(), groups.end(), label, before);
@@ -87,7 +94,7 @@ struct ClassOrder {
   }
 
   // The sum of a class's weights, and of all classes'.
-  double count(int64_t label) const { return group(label).count; }
+  double count(int64_t label) const { return has_blocks() ? count_of_class_[label] : group(label).count; }
 
   std::vector<double> counts() const {
     std::vector<double> all(classes);
@@ -110,6 +117,7 @@ struct ClassOrder {
   int64_t ahead(int64_t position) const { return sample[std::min<int64_t>(position + steps_ahead_, sample.size() - 1)]; }
 
   int64_t elements_per_chunk() const { return classes * most_rows; }
+  int64_t elements_per_group() const { return counted * classes / std::max<int64_t>(groups.size(), 1) + classes; }
 
   std::vector<Chunk> chunks() const {
     std::vector<Chunk> all;
@@ -121,23 +129,39 @@ struct ClassOrder {
   }
 
  private:
+  template <typename Bin>
+  void sort_blocks(const Bin& bin, int64_t block) {
+    const int64_t samples = sample.size();
+    std::vector<int64_t> start(classes + 3);
+    std::vector<int64_t> ignored;
+    for (int64_t first = 0; first < samples; first += std::min(block, samples - first)) {
+      const int64_t last = first + std::min(block, samples - first);
+      groups.reserve(groups.size() + std::min(classes, last - first));
+      sort_block(bin, first, last, start, ignored);
+      counted = start[classes];
+    }
+    std::copy(ignored.begin(), ignored.end(), sample.begin() + counted);
+  }
+
   // Counts two places further on than where a class's first position will be; adding up moves the positions by one, and
   // every sample that takes its place moves its class's by one more.
   template <typename Bin>
-  void sort_classes(const Bin& bin) {
-    const int64_t samples = sample.size();
-    std::vector<int64_t> start(classes + 3);
-    for (int64_t b = 0; b < samples; ++b) {
+  void sort_block(const Bin& bin, int64_t first, int64_t last, std::vector<int64_t>& start, std::vector<int64_t>& ignored) {
+    std::fill(start.begin(), start.end(), int64_t{0});
+    start[0] = start[1] = counted;
+    for (int64_t b = first; b < last; ++b) {
       ++start[bin(b) + 2];
     }
-    for (int64_t label = 0; label <= classes; ++label) {
+    for (int64_t label = 0; label < classes; ++label) {
       start[label + 2] += start[label + 1];
     }
-    for (int64_t b = 0; b < samples; ++b) {
-      sample[start[bin(b) + 1]++] = b;
+    for (int64_t b = first; b < last; ++b) {
+      if (bin(b) == classes) {
+        ignored.push_back(b);
+      } else {
+        sample[start[bin(b) + 1]++] = b;
+      }
     }
-    counted = start[classes];
-    groups.reserve(std::min(classes, counted));
     for (int64_t label = 0; label < classes; ++label) {
       if (start[label] != start[label + 1]) {
         groups.push_back({label, start[label], start[label + 1] - start[label], 0});
@@ -163,7 +187,28 @@ struct ClassOrder {
     }
   }
 
+  void add_up_classes(bool blocks) {
+    if (blocks) {
+      count_of_class_.assign(classes, 0);
+      for (const ClassGroup& group : groups) {
+        count_of_class_[group.label] += group.count;
+      }
+    }
+    present.reserve(std::min<int64_t>(classes, groups.size()));
+    for (int64_t label = 0; blocks && label < classes; ++label) {
+      if (count_of_class_[label] != 0) {
+        present.push_back(label);
+      }
+    }
+    for (size_t g = 0; !blocks && g < groups.size(); ++g) {
+      if (groups[g].count != 0) {
+        present.push_back(groups[g].label);
+      }
+    }
+  }
+
   std::vector<Real> weight_;  // position -> weight; empty: all ones
+  std::vector<double> count_of_class_;  // where there are blocks
   int64_t steps_ahead_;
 };
 

@@ -36,10 +36,10 @@ class ConfusionArguments {
   }
 
   template <typename Real>
-  ClassOrder<Real> order(int64_t problem) const {
+  ClassOrder<Real> order(int64_t problem, int64_t block = std::numeric_limits<int64_t>::max()) const {
     const LabelRow labels{data_of<int64_t>(labels_) + labels_offset_(problem), labels_.stride(-1), samples};
     if (!weights_) {
-      return ClassOrder<Real>(labels, nullptr, classes, ignore_index_);
+      return ClassOrder<Real>(labels, nullptr, classes, ignore_index_, block);
     }
     std::vector<Real> weights(samples);
     with_float_type(float_dtype_of(*weights_, "sample_weight"), [&](auto type) {
@@ -58,7 +58,7 @@ class ConfusionArguments {
  private:
   static Shape checked_shape(const Tensor& logits) {
     Shape shape = shape_of(logits);
-    require(shape.size() >= 2, "logits must be [..., B, K], got ", shape);
+    require(shape.size() >= 2 && shape.back() >= 1, "logits must be [..., B, K] with K >= 1, got ", shape);
     return shape;
   }
 

@@ -93,7 +93,41 @@ template <typename T>
 bool picks_rates(const FairProblem<T>& problem, const KeptExps<Accumulator<T>>* kept) {
   const FairOptions& options = problem.options;
   const int64_t needed = options.wants_symmetry() ? problem.order.present.size() : 0;
-  return kept != nullptr && options.compact() && !options.wants_spectral() && 16 * needed <= problem.order.classes;
+  return kept != nullptr && !problem.order.has_blocks() && options.compact() && !options.wants_spectral() && 16 * needed <= problem.order.classes;
+}
+
+// How many samples are put in the order of their classes together. Neighbouring rows of few classes share cache lines, which
+// two threads would take from each other, and many of them are more than the second level holds: then each thread gets its
+// own stretch of the samples, and the sums of the stretches are added. These must be much smaller than the rows they sum.
+inline int64_t block_of(int64_t samples, int64_t classes) {
+  const int64_t least = std::max({4 * classes, 131072 / classes, samples / 32});
+  const int64_t blocks = classes <= 256 ? (samples + least - 1) / least : 1;
+  return std::max<int64_t>((samples + blocks - 1) / std::max<int64_t>(blocks, 1), 1);
+}
+
+// What becomes of the rates of the i-th present class.
+template <typename T>
+void put_rates(const FairProblem<T>& problem, int64_t i, const Accumulator<T>* rates, const FairMatrices<Accumulator<T>>& results,
+               SurrogateMatrix<Accumulator<T>>& matrix) {
+  const FairOptions& options = problem.options;
+  const std::vector<int64_t>& present = problem.order.present;
+  const int64_t classes = problem.order.classes;
+  if (options.wants_symmetry()) {
+    Accumulator<T>* row = results.coefficients.data + i * results.coefficients.row_stride;
+    if (options.compact()) {
+      gather(rates, classes, present, row);
+    } else {
+      std::copy_n(rates, classes, row);
+    }
+  }
+  if (options.return_parts) {
+    std::copy_n(rates, classes, results.confusion + present[i] * classes);
+  }
+  if (options.wants_spectral() && options.surrogate == Surrogate::soft) {
+    Accumulator<T>* row = matrix.dense.row(i);
+    std::copy_n(rates, classes, row);
+    row[present[i]] *= 0;  // but a NaN stays
+  }
 }
 
 // One thread's reading of the logits, class by class: each row of exponentials serves every term.
@@ -103,7 +137,8 @@ class OnePass {
   using Real = Accumulator<T>;
 
   OnePass(const FairProblem<T>& problem, KeptExps<Real>* kept)
-      : options_(problem.options),
+      : problem_(problem),
+        options_(problem.options),
         order_(problem.order),
         present_(problem.order.present),
         entropy_(problem.entropy),
@@ -126,16 +161,38 @@ class OnePass {
 
   // Puts the i-th present class's rates and its row of the surrogate's matrix where they are wanted; returns its losses' sum.
   double read_class(int64_t i, const FairMatrices<Real>& results, SurrogateMatrix<Real>& matrix) {
-    const int64_t label = present_[i];
-    typename CrossEntropy<Real>::ClassTotal loss(entropy_, label);
+    const ClassGroup& group = order_.groups[i];  // without weights these are the present classes
+    const double loss = read(group, inverse_count(group.count));
+    if (picks_) {
+      std::copy(picked_.begin(), picked_.end(), results.coefficients.data + i * results.coefficients.row_stride);
+      return loss;
+    }
+    put_rates(problem_, i, sum_.take(), results, matrix);
+    if (options_.wants_spectral()) {
+      put_surrogate(i, group, matrix);
+    }
+    return loss;
+  }
+
+  // Of one block's samples of a class; `rates`, padded, receives the sum of their probabilities.
+  double read_block(const ClassGroup& group, Real* rates) {
+    const double loss = read(group, 1);
+    std::copy_n(sum_.take(), padded(order_.classes), rates);
+    return loss;
+  }
+
+ private:
+  static Real* all_exps(const KeptExps<Real>* kept) { return kept != nullptr ? kept->rows : nullptr; }
+
+  // Leaves `factor` times the sum of the samples' probabilities in its place, and what the surrogate makes of them.
+  double read(const ClassGroup& group, double factor) {
+    typename CrossEntropy<Real>::ClassTotal loss(entropy_, group.label);
     if (surrogate_sum_) {
       surrogate_sum_->clear();
     }
     if (rival_sum_) {
       rival_sum_->clear();
     }
-    const ClassGroup group = order_.group(label);
-    const double factor = inverse_count(group.count);
     std::fill(picked_.begin(), picked_.end(), 0.0);
     sum_.clear();
     order_.for_each_chunk(group, [&](const Chunk& chunk) {
@@ -152,20 +209,8 @@ class OnePass {
       add_rates(chunk);
       see_surrogate(chunk);
     });
-    if (picks_) {
-      std::copy(picked_.begin(), picked_.end(), results.coefficients.data + i * results.coefficients.row_stride);
-      return loss.value();
-    }
-    const Real* rates = sum_.take();
-    put_rates(i, rates, results);
-    if (options_.wants_spectral()) {
-      put_surrogate(i, rates, group.count, matrix);
-    }
     return loss.value();
   }
-
- private:
-  static Real* all_exps(const KeptExps<Real>* kept) { return kept != nullptr ? kept->rows : nullptr; }
 
   void add_rates(const Chunk& chunk) {
     if (!picks_) {
@@ -188,33 +233,16 @@ class OnePass {
     }
   }
 
-  void put_rates(int64_t i, const Real* rates, const FairMatrices<Real>& results) const {
-    const int64_t classes = order_.classes;
-    Real* row = results.coefficients.data + i * results.coefficients.row_stride;
-    if (options_.wants_symmetry() && options_.compact()) {
-      gather(rates, classes, present_, row);
-    } else if (options_.wants_symmetry()) {
-      std::copy_n(rates, classes, row);
-    }
-    if (options_.return_parts) {
-      std::copy_n(rates, classes, results.confusion + present_[i] * classes);
-    }
-  }
-
-  void put_surrogate(int64_t i, const Real* rates, double count, SurrogateMatrix<Real>& matrix) {
-    const int64_t label = present_[i];
-    const double factor = surrogate_factor(options_.surrogate, order_, count);
-    if (options_.surrogate == Surrogate::soft) {
-      Real* row = matrix.dense.row(i);
-      std::copy_n(rates, order_.classes, row);
-      row[label] *= 0;  // but a NaN stays
-    } else if (matrix.sparse) {
+  void put_surrogate(int64_t i, const ClassGroup& group, SurrogateMatrix<Real>& matrix) {
+    const double factor = surrogate_factor(options_.surrogate, order_, group.count);
+    if (rival_sum_) {
       matrix.entries[i] = rival_sum_->take(factor);
-    } else {
-      surrogate_sum_->take(label, factor, matrix.dense.row(i));
+    } else if (surrogate_sum_) {
+      surrogate_sum_->take(group.label, factor, matrix.dense.row(i));
     }
   }
 
+  const FairProblem<T>& problem_;
   const FairOptions& options_;
   const ClassOrder<Real>& order_;
   const std::vector<int64_t>& present_;
@@ -230,6 +258,57 @@ class OnePass {
   std::optional<RivalSum<Real>> rival_sum_;
 };
 
+// Reads all logits; returns the sum of the losses.
+template <typename T>
+double read_classes(const FairProblem<T>& problem, const FairMatrices<Accumulator<T>>& matrices,
+                    SurrogateMatrix<Accumulator<T>>& matrix, KeptExps<Accumulator<T>>* kept) {
+  const int64_t n = problem.order.groups.size();
+  std::vector<double> losses(n);
+  parallel_ranges(n, problem.order.elements_per_group(), [&](int64_t begin, int64_t end) {
+    OnePass<T> pass(problem, kept);
+    for (int64_t i = begin; i < end; ++i) {
+      losses[i] = pass.read_class(i, matrices, matrix);
+    }
+  });
+  return std::accumulate(losses.begin(), losses.end(), 0.0);
+}
+
+// The same where the order has blocks: each thread reads its own, and then the sums of the blocks are added, in their order.
+template <typename T>
+double read_blocks(const FairProblem<T>& problem, const FairMatrices<Accumulator<T>>& matrices,
+                   SurrogateMatrix<Accumulator<T>>& matrix, KeptExps<Accumulator<T>>* kept) {
+  using Real = Accumulator<T>;
+  const ClassOrder<Real>& order = problem.order;
+  const int64_t n = order.groups.size();
+  const int64_t width = padded(order.classes);
+  const AlignedArray<Real> sums(n * width);
+  std::vector<double> losses(n);
+  parallel_ranges(n, order.elements_per_group(), [&](int64_t begin, int64_t end) {
+    OnePass<T> pass(problem, kept);
+    for (int64_t g = begin; g < end; ++g) {
+      losses[g] = pass.read_block(order.groups[g], sums.get() + g * width);
+    }
+  });
+  const int64_t present = order.present.size();
+  parallel_ranges(present, n / std::max<int64_t>(present, 1) * width, [&](int64_t begin, int64_t end) {
+    std::vector<double> totals((end - begin) * width);
+    std::vector<Real> rates(width);
+    for (int64_t g = 0; g < n; ++g) {
+      const int64_t i = place_in(order.present, order.groups[g].label);
+      if (begin <= i && i < end) {
+        add_to_total(sums.get() + g * width, width, &totals[(i - begin) * width]);
+      }
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      double* total = &totals[(i - begin) * width];
+      combine(inverse_count(order.count(order.present[i])), total, 0, total, width, total);
+      store_run(total, width, rates.data());
+      put_rates(problem, i, rates.data(), matrices, matrix);
+    }
+  });
+  return std::accumulate(losses.begin(), losses.end(), 0.0);
+}
+
 // The values of all terms. Rates are summed into the matrices and there replaced by what the gradient is made of; where
 // `kept` is not null it receives the exponentials.
 template <typename T>
@@ -239,21 +318,14 @@ FairValues fair_forward(const FairProblem<T>& problem, bool in_double, const Fai
   const std::vector<int64_t>& present = problem.order.present;
   const int64_t classes = problem.order.classes;
   const int64_t n = present.size();
-  std::vector<double> losses(n);
   SurrogateMatrix<Accumulator<T>> matrix(options.surrogate, options.wants_spectral() ? n : 0, classes);
-  const int64_t elements_each = problem.order.sample.size() * classes / std::max<int64_t>(n, 1) + classes;
-  parallel_ranges(n, elements_each, [&](int64_t begin, int64_t end) {
-    OnePass<T> pass(problem, kept);
-    for (int64_t i = begin; i < end; ++i) {
-      losses[i] = pass.read_class(i, matrices, matrix);
-    }
-  });
+  const auto read = problem.order.has_blocks() ? read_blocks<T> : read_classes<T>;
+  const double losses = read(problem, matrices, matrix, kept);
 
   FairValues values;
   if (options.wants_cross_entropy()) {
     const double divisor = problem.entropy.divisor();  // 0: a mean over nothing, whatever smoothing adds
-    const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
-    values.cross_entropy = divisor != 0 ? sum / divisor : std::numeric_limits<double>::quiet_NaN();
+    values.cross_entropy = divisor != 0 ? losses / divisor : std::numeric_limits<double>::quiet_NaN();
     values.total += options.ce_weight != 0 ? options.ce_weight * values.cross_entropy : 0;
   }
   if (options.wants_symmetry()) {
@@ -303,8 +375,7 @@ class ClassSlopes {
     common = static_cast<Real>(ce_factor_ * entropy_.by_rate(label));
     by_label_ = static_cast<Real>(ce_factor_ * entropy_.by_label(label));
     if (picks_) {
-      const auto at = std::lower_bound(order_.present.begin(), order_.present.end(), label);
-      picked_ = matrices_.coefficients.data + (at - order_.present.begin()) * matrices_.coefficients.row_stride;
+      picked_ = matrices_.coefficients.data + place_in(order_.present, label) * matrices_.coefficients.row_stride;
       return;
     }
     if (surrogate_) {

@@ -97,12 +97,12 @@ double symmetry_gap_of(const Matrix<Real>& matrix, const std::vector<int64_t>& p
 template <typename Real>
 void load_coefficients(const Matrix<const Real>& coefficients, const std::vector<int64_t>& present, int64_t classes, bool compact,
                        int64_t label, Real* row) {
-  const auto at = std::lower_bound(present.begin(), present.end(), label);
-  if (at == present.end() || *at != label) {
+  const size_t i = place_in(present, label);
+  if (i == present.size() || present[i] != label) {
     std::fill(row, row + classes, Real(0));
     return;
   }
-  const Real* stored = coefficients.data + (at - present.begin()) * coefficients.row_stride;
+  const Real* stored = coefficients.data + i * coefficients.row_stride;
   if (compact) {
     scatter(stored, present, classes, row);
   } else {

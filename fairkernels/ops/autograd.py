@@ -35,14 +35,38 @@ def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]
     leading = operator.differentiable
     if not (args[0].requires_grad if leading == 1 else any(arg.requires_grad for arg in args[:leading])):
         return without_gradient(operator, args, backend)
-    if (
-        operator.gives_gradient
-        and operator.gives_gradient(args)
-        and dispatch.choose_for(operator, args[0], backend) == "native"
-    ):
+    if gives_gradient(operator, args, backend):
         count = operator.tensor_count
         return (VALUES_WITH_GRADIENT[name](*args[:count], args[count:]),)
     return FUNCTIONS[name].apply(*args, backend)
+
+
+def run_unchecked(name: str, *args: Any, backend: str | None = None) -> Tensor | None:
+    """The first result of an operator whose native kernel gives the gradient along with it, of tensors on the CPU that
+    nobody has checked yet: the kernel does, and Python's own checks take longer than a small operator.
+
+    None where that is not the way to go or the kernel refuses: then it is for the checks to say what is wrong.
+    """
+    if torch.compiler.is_compiling() or _functorch_is_active():
+        return None
+    if not torch.is_grad_enabled() or not args[0].requires_grad:
+        return None
+    operator = OPERATORS[name]
+    if not gives_gradient(operator, args, dispatch.forced_backend(backend)):
+        return None
+    count = operator.tensor_count
+    try:
+        return VALUES_WITH_GRADIENT[name](*args[:count], args[count:])
+    except (IndexError, RuntimeError, TypeError):
+        return None
+
+
+def gives_gradient(operator: Operator, args: tuple[Any, ...], backend: str | None) -> bool:
+    return (
+        operator.gives_gradient is not None
+        and operator.gives_gradient(args)
+        and dispatch.choose_for(operator, args[0], backend) == "native"
+    )
 
 
 def without_gradient(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:

@@ -48,7 +48,7 @@ def floating(value: Any, name: str) -> None:
 def integers(value: Any, name: str) -> None:
     tensor(value, name)
     if value.dtype not in INTEGERS:
-        raise TypeError(f"{name} must hold integers (classes; probabilities are not supported), got {value.dtype}")
+        raise TypeError(f"{name} must hold integers (class indices, not probabilities), got {value.dtype}")
 
 
 def logits(value: Any, name: str = "logits") -> None:
