@@ -93,8 +93,8 @@ double forward_problem(const GapArguments& arguments, int64_t problem) {
   const auto rates = arguments.rates<T>(problem);
   const auto active = arguments.active<T>(problem);
   const Real eps = least_eps<Real>(arguments.eps);
-  const double total = parallel_sum(tile_rows(arguments.classes), arguments.classes * kTile, [&](int64_t row) {
-    return tile_row_penalty(rates, arguments.classes, active.data(), eps, row);
+  const double total = parallel_sum(tile_turns(arguments.classes), arguments.classes * kTile, [&](int64_t turn) {
+    return turn_penalty(rates, arguments.classes, active.data(), eps, turn);
   });
   return total * reduction_scale(arguments, active);
 }
@@ -121,8 +121,8 @@ void backward_problem(const GapArguments& arguments, int64_t problem, double gra
   const Matrix<T> slopes{grad_confusion, arguments.classes, 1};
   const Real eps = least_eps<Real>(arguments.eps);
   const Real scale = static_cast<Real>(grad * reduction_scale(arguments, active));
-  parallel_each(tile_rows(arguments.classes), arguments.classes * kTile, [&](int64_t row) {
-    tile_row_slopes(rates, arguments.classes, active.data(), eps, scale, row, slopes);
+  parallel_each(tile_turns(arguments.classes), arguments.classes * kTile, [&](int64_t turn) {
+    turn_slopes(rates, arguments.classes, active.data(), eps, scale, turn, slopes);
   });
 }
 

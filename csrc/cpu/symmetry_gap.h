@@ -213,14 +213,20 @@ FK_CLONES static void store_tile(PairTile<float>& tile, const Matrix<float>& slo
   store_tile_body(tile, slopes);
 }
 
+// A row of tiles begins at the diagonal, so the later ones are shorter: a turn of a loop takes one from either end, and all
+// turns have the same to do.
 inline int64_t tile_rows(int64_t classes) {
   return (classes + kTile - 1) / kTile;
 }
 
-// Calls function(tile) for the tiles of one row of tiles, from the diagonal on, their rates loaded.
+inline int64_t tile_turns(int64_t classes) {
+  return (tile_rows(classes) + 1) / 2;
+}
+
+// Calls function(tile) for the tiles of one row of tiles, their rates loaded.
 template <typename T, typename Real, typename Function>
-void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t tile_row,
-                   const Function& function) {
+void for_each_tile_of_row(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t tile_row,
+                          const Function& function) {
   PairTile<Real> tile;
   tile.first_row = tile_row * kTile;
   tile.rows = std::min(kTile, classes - tile.first_row);
@@ -231,11 +237,21 @@ void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* ac
   }
 }
 
-// The penalty of one row of tiles; these are added in order, for the same bits on any number of threads.
+// The same for the tiles of one turn.
+template <typename T, typename Real, typename Function>
+void for_each_tile(const Matrix<const T>& rates, int64_t classes, const Real* active, int64_t turn, const Function& function) {
+  const int64_t other = tile_rows(classes) - 1 - turn;
+  for_each_tile_of_row(rates, classes, active, turn, function);
+  if (other != turn) {
+    for_each_tile_of_row(rates, classes, active, other, function);
+  }
+}
+
+// The penalty of one turn; these are added in order, for the same bits on any number of threads.
 template <typename T, typename Real>
-double tile_row_penalty(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, int64_t tile_row) {
+double turn_penalty(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, int64_t turn) {
   double total = 0;
-  for_each_tile(rates, classes, active, tile_row, [&](PairTile<Real>& tile) { total += tile_penalty(tile, eps); });
+  for_each_tile(rates, classes, active, turn, [&](PairTile<Real>& tile) { total += tile_penalty(tile, eps); });
   return total;
 }
 
@@ -243,10 +259,10 @@ double tile_row_penalty(const Matrix<const T>& rates, int64_t classes, const Rea
 // may be `rates` itself, because a tile and its mirror image are read before they are written and belong to no other
 // tile.
 template <typename T, typename Real, typename Out>
-double tile_row_slopes(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, Real scale,
-                       int64_t tile_row, const Matrix<Out>& slopes) {
+double turn_slopes(const Matrix<const T>& rates, int64_t classes, const Real* active, Real eps, Real scale, int64_t turn,
+                   const Matrix<Out>& slopes) {
   double total = 0;
-  for_each_tile(rates, classes, active, tile_row, [&](PairTile<Real>& tile) {
+  for_each_tile(rates, classes, active, turn, [&](PairTile<Real>& tile) {
     total += tile_slopes(tile, eps, scale);
     store_tile(tile, slopes);
   });

@@ -32,8 +32,8 @@ template <typename Real>
 double charge_present(const Matrix<Real>& matrix, int64_t present, Real eps, Real scale) {
   const std::vector<Real> active(present, 1);
   const Matrix<const Real> rates{matrix.data, matrix.row_stride, 1};
-  return parallel_sum(tile_rows(present), present * kTile, [&](int64_t row) {
-    return tile_row_slopes(rates, present, active.data(), eps, scale, row, matrix);
+  return parallel_sum(tile_turns(present), present * kTile, [&](int64_t turn) {
+    return turn_slopes(rates, present, active.data(), eps, scale, turn, matrix);
   });
 }
 
