@@ -12,6 +12,7 @@ from cases import COMPILED, operator_call, reference, reference_gradient, sample
 from tolerance import assert_no_worse
 
 import fairkernels.functional as FK
+from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
 pytestmark = pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
@@ -84,6 +85,67 @@ def test_one_call_is_the_sum_of_its_native_parts(surrogate, margin, absent, dtyp
     torch.testing.assert_close(total, expected, rtol=4 * tolerance, atol=4 * tolerance)
     grads = [torch.autograd.grad(value.sum(), logits)[0] for value in (total, expected)]
     torch.testing.assert_close(*grads, rtol=100 * tolerance, atol=tolerance)
+
+
+def regime(name, sure=25):
+    """Logits and labels for each way in which the kernel goes through a batch; confident rows of every kind are in it."""
+    rows, classes, occurring = {
+        "few classes": (500, 5, 5),
+        "blocks": (70_000, 4, 3),
+        "blocks of sorted rows": (3000, 90, 90),
+        "rates picked": (40, 700, 30),
+        "labels sorted": (6, 3000, 3000),
+        "half of the classes": (300, 130, 64),
+    }[name]
+    logits, labels = 3 * torch.randn(rows, classes), torch.randint(occurring, (rows,))
+    peaks = torch.randint(classes, (rows,))
+    peaks[::3] = labels[::3]  # right
+    peaks[1::3] = labels[1::3].roll(1)  # wrong, and the class occurs
+    logits[torch.arange(rows), peaks] += sure * torch.rand(rows)
+    labels[::7] = -100
+    logits[::14] = math.nan  # nobody looks
+    return logits, labels
+
+
+REGIMES = ("few classes", "blocks", "blocks of sorted rows", "rates picked", "labels sorted", "half of the classes")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"sym_weight": 0.0, "label_smoothing": 0.1}, {"absent": "zero"}])
+@pytest.mark.parametrize("name", REGIMES)
+def test_every_way_through_a_batch(name, options, dtype):
+    logits, labels = regime(name, sure=25 if dtype == torch.float32 else 5)  # of surer ones float64 is no measure
+    leaf = logits.to(dtype).requires_grad_()
+    operator = OPERATORS["fair_cross_entropy"]
+    args = (*operator_call("fair_cross_entropy", Sample(name, (leaf.detach(), labels), options))[:-1], False)
+    total = FK.fair_cross_entropy(leaf, labels, **options, backend="native")
+    (grad,) = torch.autograd.grad(total, leaf)
+    exact, plain = (reference(operator, args, wide)[0] for wide in (torch.float64, dtype))
+    assert_no_worse(total.detach(), plain, exact)
+    exact, plain = (reference_gradient(operator, args, torch.ones_like(total), wide) for wide in (torch.float64, dtype))
+    assert_no_worse(grad, plain, exact, size=0)
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_threads_change_no_bit_of_any_of_them(name, threads):
+    logits, labels = regime(name)
+    leaf, found = logits.requires_grad_(), []
+    for count in (1, 2, 3):
+        threads(count)
+        total = FK.fair_cross_entropy(leaf, labels, spec_weight=0.5, backend="native")
+        found.append((total.detach(), *torch.autograd.grad(total, leaf)))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_nan_is_seen_in_all_of_them(name):
+    logits, labels = regime(name)
+    logits[1, -1] = math.nan
+    leaf = logits.requires_grad_()
+    total = FK.fair_cross_entropy(leaf, labels, backend="native")
+    assert total.isnan()
+    assert torch.autograd.grad(total, leaf)[0][1].isnan().all()
 
 
 PEAK = """

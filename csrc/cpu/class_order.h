@@ -1,6 +1,6 @@
 // The samples of one problem in the order of their classes, by a stable counting sort: O(B + K), a few percent of a
-// softmax; O(B log B) where there are many more classes than samples. Every row of a confusion matrix is then summed by one thread, in the order of the samples: no atomics, and
-// the same bits for any number of threads.
+// softmax; O(B log B) where there are many more classes than samples. Every row of a confusion matrix is then summed by one
+// thread, in the order of the samples: no atomics, and the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>

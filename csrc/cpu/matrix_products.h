@@ -189,7 +189,8 @@ FK_INLINE void add_columns(const Real* rows, int64_t stride, const Real* factors
 }
 
 template <typename Real>
-FK_INLINE void add_group_body(const Real* rows, int64_t stride, const Real* factors, int64_t n_rows, int64_t width, double* total) {
+FK_INLINE void add_group_body(const Real* rows, int64_t stride, const Real* factors, int64_t n_rows, int64_t width,
+                              double* total) {
   int64_t k = 0;
   for (; k + 2 * kLanes <= width; k += 2 * kLanes) {
     add_columns<2>(rows + k, stride, factors, n_rows, total + k);

@@ -51,7 +51,8 @@ FK_INLINE void sum_wide(const Real* const* rows, const Real* factors, int64_t n_
 
 // Up to n columns. Without the copy gcc 12 jams the loops into one without a vector.
 template <typename Real>
-FK_INLINE void sum_narrow(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t k, int64_t n, bool adds, Real* sum) {
+FK_INLINE void sum_narrow(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t k, int64_t n, bool adds,
+                          Real* sum) {
   Real lane[kLanes] = {};
   for (int64_t r = 0; r < n_rows; ++r) {
     Real columns[kLanes];
@@ -66,7 +67,8 @@ FK_INLINE void sum_narrow(const Real* const* rows, const Real* factors, int64_t 
 
 // sum_k = sum over rows of factors[r] rows[r][k], up to whole lanes, added to what is there if `adds`.
 template <typename Real>
-FK_INLINE void sum_rows_body(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t classes, bool adds, Real* sum) {
+FK_INLINE void sum_rows_body(const Real* const* rows, const Real* factors, int64_t n_rows, int64_t classes, bool adds,
+                             Real* sum) {
   int64_t k = 0;
   for (; k + 4 * kLanes <= classes; k += 4 * kLanes) {
     sum_wide(rows, factors, n_rows, k, adds, sum);
@@ -365,7 +367,8 @@ struct KeptRow {
 // softmax_backward of such a row, whose exponentials give way to it; `gradient` has room for a tail. Where no class has more
 // than half of the probability, or that class's gradient is 0 anyway, nothing is lost without the shift.
 template <typename Real>
-FK_INLINE void row_to_slopes(const KeptRow<Real>& row, int64_t classes, int64_t label, const Real* gradient, Real scale, Real common) {
+FK_INLINE void row_to_slopes(const KeptRow<Real>& row, int64_t classes, int64_t label, const Real* gradient, Real scale,
+                             Real common) {
   Real* exps = row.exps;
   const Real sum = row.sum;
   const int64_t whole = classes / kLanes * kLanes;
@@ -442,7 +445,8 @@ FK_INLINE void narrow_to_slopes(const KeptRow<Real>* rows, int64_t n_rows, int64
 }
 
 template <typename Real>
-FK_INLINE void exps_to_slopes_body(const KeptRow<Real>* rows, int64_t n_rows, int64_t classes, int64_t label, const Real* gradient,
+FK_INLINE void exps_to_slopes_body(const KeptRow<Real>* rows, int64_t n_rows, int64_t classes, int64_t label,
+                                   const Real* gradient,
                                    Real scale, Real common) {
   for (int64_t r = 0; classes > kNarrow && r < n_rows; ++r) {
     row_to_slopes(rows[r], classes, label, gradient, scale, common);

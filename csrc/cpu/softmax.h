@@ -134,7 +134,8 @@ FK_INLINE void exp_narrow(const RowTask<Real>* tasks, int64_t n_rows, int64_t cl
 }
 
 template <typename Real>
-FK_INLINE void exp_rows_body(const RowTask<Real>* tasks, int64_t n_rows, int64_t classes, Real temperature, bool pads, Real* tops,
+FK_INLINE void exp_rows_body(const RowTask<Real>* tasks, int64_t n_rows, int64_t classes, Real temperature, bool pads,
+                             Real* tops,
                              Real* sums) {
   if (classes <= kNarrow) {
     for (int64_t r = 0; r < n_rows; r += kLanes) {

@@ -93,7 +93,8 @@ template <typename T>
 bool picks_rates(const FairProblem<T>& problem, const KeptExps<Accumulator<T>>* kept) {
   const FairOptions& options = problem.options;
   const int64_t needed = options.wants_symmetry() ? problem.order.present.size() : 0;
-  return kept != nullptr && !problem.order.has_blocks() && options.compact() && !options.wants_spectral() && 16 * needed <= problem.order.classes;
+  const bool can_pick = kept != nullptr && !problem.order.has_blocks() && options.compact() && !options.wants_spectral();
+  return can_pick && 16 * needed <= problem.order.classes;
 }
 
 // How many samples are put in the order of their classes together. Neighbouring rows of few classes share cache lines, which
