@@ -88,7 +88,7 @@ def test_one_call_is_the_sum_of_its_native_parts(surrogate, margin, absent, dtyp
 
 
 def regime(name, sure=25):
-    """Logits and labels for each way in which the kernel goes through a batch; confident rows of every kind are in it."""
+    """Logits and labels for each way in which the kernel goes through a batch, with confident rows of every kind."""
     rows, classes, occurring = {
         "few classes": (500, 5, 5),
         "blocks": (70_000, 4, 3),
