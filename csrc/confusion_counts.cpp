@@ -45,6 +45,7 @@ bool count_in_parts(LabelRow predictions, LabelRow labels, int64_t classes, int6
 bool count_problem(LabelRow predictions, LabelRow labels, int64_t classes, int64_t ignore_index, int64_t* counts) {
   const int64_t cells = classes * classes;
   if (4 * labels.samples < cells) {  // tables of their own would cost more to clear and to add than they save
+    parallel_ranges(cells, 1, [&](int64_t begin, int64_t end) { std::fill(counts + begin, counts + end, int64_t{0}); });
     return count_directly(predictions, labels, classes, ignore_index, counts);
   }
   const auto count = cells <= kFewCells ? count_in_parts<CrowdedCounts> : count_in_parts<SpreadCounts>;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -63,11 +62,10 @@ bool for_cells(LabelRow predictions, LabelRow labels, int64_t begin, int64_t end
   return true;
 }
 
-// Few samples for a large matrix: straight into it.
+// Few samples for a large matrix: straight into it, which holds zeros.
 inline bool count_directly(LabelRow predictions, LabelRow labels, int64_t classes, int64_t ignore_index,
                            int64_t* counts) {
   const int64_t all = classes * classes;
-  std::memset(counts, 0, sizeof(int64_t) * all);
   return for_cells(predictions, labels, 0, labels.samples, classes, ignore_index, [=](const int64_t* cells, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
       if (cells[i] != all) {

@@ -71,7 +71,7 @@ class Settings:
 
     cases: tuple[Case, ...] = field(default_factory=every_case)
     threads: tuple[int, ...] = THREADS
-    budget: float = 0.04
+    budget: float = 0.03
     limit: float = 0.8
     largest: int = bench_cases.MOST_LOGITS
     forward_largest: int = 2**20

@@ -29,7 +29,7 @@ WARM = 3
 LEAST, MOST = 3, 21
 """Rounds of one call."""
 
-PATIENCE = 0.9
+PATIENCE = 0.6
 """Where ``LEAST`` rounds take more seconds than this or than four budgets, there are none."""
 
 
