@@ -51,17 +51,28 @@ REASONS = (
     Reason("fair_cross_entropy", "the call itself: Python, checks, dispatch", lambda cell: elements(cell) <= 10**4),
     Reason(
         "fair_cross_entropy",
-        "one pass over every class that might occur, for a few samples",
-        lambda cell: cell["sizes"]["K"] >= 1000 * cell["sizes"]["B"],
+        "every step of the iteration reads the rates again, a row of all classes for each that occurs",
+        lambda cell: cell["variant"] != "",
     ),
     Reason(
         "fair_cross_entropy",
-        "the iteration, and a row of all classes for each that occurs",
-        lambda cell: cell["variant"] != "",
+        "memory: exponentials are written, read and written again",
+        lambda cell: elements(cell) >= 2**22,
     ),
-    Reason("fair_cross_entropy", "lanes of sixteen for two classes", lambda cell: cell["sizes"]["K"] <= 2),
-    Reason("fair_cross_entropy", "the call and, where B is about K, the pairs of the classes that occur"),
-    Reason("confusion_counts", "the call itself: Python, checks, dispatch", lambda cell: cell["sizes"]["B"] <= 10**4),
+    Reason(
+        "fair_cross_entropy",
+        "pairs of the classes that occur, columns gathered for them, and on two threads the order of the samples",
+        lambda cell: cell["sizes"]["K"] >= 100,
+    ),
+    Reason("fair_cross_entropy", "the call, of a quarter of the whole"),
+    Reason("confusion_counts", "the call itself: Python, checks, dispatch", lambda cell: cell["sizes"]["K"] < 1000),
+    Reason("confusion_counts", "both clear a result of 8 MB; ours then looks for samples that do not count"),
+    Reason(
+        "soft_confusion",
+        "rows are read in the order of their classes, by the backward once more, and memory waits for them",
+        lambda cell: elements(cell) >= 2**22,
+    ),
+    Reason("pgd_step", "pages of a new result", lambda cell: cell["variant"] == "linf, new result"),
     Reason(
         "spectral_norm", "one step on a stored vector, not converged", lambda cell: cell["rival"].startswith("param")
     ),
