@@ -27,7 +27,7 @@ BENCH_FILES = "*-cores-*.json"
 
 
 def newest(pattern: str) -> dict[str, Any] | None:
-    """The newest result of its kind, if there is one; names end with the date."""
+    """The newest result of its kind, if there is one; names end with the date. No partial run may lie there."""
     files = sorted(RESULTS.glob(pattern), key=lambda path: path.stem[-len("2026-11-20") :])
     contents = [whole(path) for path in files]
     return contents[-1] if contents else None

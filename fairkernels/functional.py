@@ -385,8 +385,9 @@ def fair_cross_entropy(
     weights = (sym_weight, spec_weight, ce_weight)
     entropy = (reduction, label_smoothing, ignore_index)
     options = _fair_options(*weights, *entropy, eps, absent, sym_reduction, surrogate, margin, return_parts)
-    if weight is None and type(logits) is Tensor and type(labels) is Tensor and logits.is_cpu and labels.is_cpu:
-        total = run_unchecked("fair_cross_entropy", logits, labels, weight, *options, backend=backend)
+    plain = weight is None and type(logits) is Tensor and type(labels) is Tensor and labels.dtype is torch.int64
+    if plain and logits.is_cpu and labels.is_cpu and labels.dim() == logits.dim() - 1:
+        total = run_unchecked("fair_cross_entropy", logits, labels, None, *options, backend=backend)
         if total is not None:
             return total
     labels = check.batch(logits, labels)

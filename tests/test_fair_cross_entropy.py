@@ -4,6 +4,7 @@ import locale
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cases import COMPILED, operator_call, reference, reference_gradient, sample
 from tolerance import assert_no_worse
 
 import fairkernels.functional as FK
+from fairkernels.ops import dispatch
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
@@ -139,6 +141,16 @@ def test_threads_change_no_bit_of_any_of_them(name, threads):
 
 
 @pytest.mark.parametrize("name", REGIMES)
+def test_nothing_counts(name):
+    logits, labels = regime(name)
+    leaf, labels = logits.requires_grad_(), torch.full_like(labels, -100)
+    for reduction, expected in (("mean", math.nan), ("sum", 0.0)):
+        total = FK.fair_cross_entropy(leaf, labels, reduction=reduction, backend="native")
+        torch.testing.assert_close(total.detach(), torch.tensor(expected), equal_nan=True)
+        assert torch.autograd.grad(total, leaf)[0].eq(0).all()
+
+
+@pytest.mark.parametrize("name", REGIMES)
 def test_a_nan_is_seen_in_all_of_them(name):
     logits, labels = regime(name)
     logits[1, -1] = math.nan
@@ -261,3 +273,40 @@ def test_gradients_of_confident_rows_do_not_cancel(margin, ahead):
         FK.fair_cross_entropy(leaf, labels, ce_weight=0.0).backward()
     error = (narrow.grad.double() - exact.grad).abs() / exact.grad.abs().clamp(min=1e-20)
     assert error.max() < 1e-3
+
+
+def test_what_leaks_from_a_transform_keeps_its_gradient():
+    """torch.autograd.Function unwraps it; a way around that must not lose it."""
+    leaf, leaked = torch.randn(6, 4, requires_grad=True), []
+    torch.func.grad(lambda x: (leaked.append(2 * x), x.sum())[1])(leaf)
+    labels = torch.arange(6) % 4
+    FK.fair_cross_entropy(leaked[0], labels).backward()
+    (expected,) = torch.autograd.grad(FK.fair_cross_entropy(2 * leaf, labels), leaf)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("kind", ["int32", "shared", "expanded", "int64"])
+def test_no_usual_call_is_refused_first(kind, monkeypatch):
+    """A kernel that refuses raises, which takes longer than the checks in Python that it spares."""
+    calls = []
+    original = dispatch.call_native
+    monkeypatch.setattr(dispatch, "call_native", lambda *args: (calls.append(args[0]), original(*args))[1])
+    logits, labels = torch.randn(2, 6, 4, requires_grad=True), torch.arange(6) % 4
+    made = {"int32": labels.int().repeat(2, 1), "shared": labels, "expanded": labels.expand(2, 6)}
+    FK.fair_cross_entropy(logits, made.get(kind, labels.repeat(2, 1)), backend="native").sum().backward()
+    assert calls == ["fair_cross_entropy_with_gradient"]
+
+
+def test_python_threads_with_different_options():
+    """Options are remembered for each thread."""
+    logits, labels = torch.randn(16, 5), torch.arange(16) % 5
+
+    def gradient(weight):
+        leaf = logits.clone().requires_grad_()
+        return torch.autograd.grad(FK.fair_cross_entropy(leaf, labels, sym_weight=weight, backend="native"), leaf)[0]
+
+    weights = [0.5 * i for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(gradient, weights * 50))
+    for weight, grad in zip(weights * 50, found, strict=True):
+        assert torch.equal(grad, gradient(weight))

@@ -1,6 +1,7 @@
-// The samples of one problem in the order of their classes, by a stable counting sort: O(B + K), a few percent of a
-// softmax; O(B log B) where there are many more classes than samples. Every row of a confusion matrix is then summed by one
-// thread, in the order of the samples: no atomics, and the same bits for any number of threads.
+// The samples of one problem in the order of their classes, by a stable counting sort: O(B + K) for each block, a few percent
+// of a softmax; O(B log B) where there are many more classes than samples. Every row of a confusion matrix, or what a block
+// adds to it, is then summed by one thread, in the order of the samples: no atomics, and since blocks depend on the problem
+// alone, the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -99,7 +100,7 @@ struct ClassOrder {
   std::vector<double> counts() const {
     std::vector<double> all(classes);
     for (const ClassGroup& group : groups) {
-      all[group.label] = group.count;
+      all[group.label] += group.count;
     }
     return all;
   }

@@ -135,8 +135,7 @@ FK_INLINE void exp_narrow(const RowTask<Real>* tasks, int64_t n_rows, int64_t cl
 
 template <typename Real>
 FK_INLINE void exp_rows_body(const RowTask<Real>* tasks, int64_t n_rows, int64_t classes, Real temperature, bool pads,
-                             Real* tops,
-                             Real* sums) {
+                             Real* tops, Real* sums) {
   if (classes <= kNarrow) {
     for (int64_t r = 0; r < n_rows; r += kLanes) {
       exp_narrow(tasks + r, n_rows - r < kLanes ? n_rows - r : kLanes, classes, temperature, pads, tops + r, sums + r);

@@ -1,6 +1,7 @@
 // What the confusion operators have in common: logits [..., B, K], a class and perhaps a weight for every row of them.
 #pragma once
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,7 @@ class ConfusionArguments {
     return {data, logits_.stride(-2), logits_.stride(-1), classes, static_cast<Accumulator<T>>(temperature_)};
   }
 
+  // In blocks only where samples have no weights.
   template <typename Real>
   ClassOrder<Real> order(int64_t problem, int64_t block = std::numeric_limits<int64_t>::max()) const {
     const LabelRow labels{data_of<int64_t>(labels_) + labels_offset_(problem), labels_.stride(-1), samples};

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/cross_entropy.h"
+#include "cpu/kept_exps.h"
 #include "cpu/spectral_loss.h"
 #include "cpu/symmetry_loss.h"
 #include "support/parallel.h"
@@ -100,9 +101,14 @@ bool picks_rates(const FairProblem<T>& problem, const KeptExps<Accumulator<T>>* 
 // How many samples are put in the order of their classes together. Neighbouring rows of few classes share cache lines, which
 // two threads would take from each other, and many of them are more than the second level holds: then each thread gets its
 // own stretch of the samples, and the sums of the stretches are added. These must be much smaller than the rows they sum.
+constexpr int64_t kBlockClasses = 256;     // rows of more fill their cache lines
+constexpr int64_t kBlockLogits = 131'072;  // half a megabyte
+constexpr int64_t kMostBlocks = 32;
+constexpr int64_t kRowsPerSum = 4;  // at least
+
 inline int64_t block_of(int64_t samples, int64_t classes) {
-  const int64_t least = std::max({4 * classes, 131072 / classes, samples / 32});
-  const int64_t blocks = classes <= 256 ? (samples + least - 1) / least : 1;
+  const int64_t least = std::max({kRowsPerSum * classes, kBlockLogits / classes, samples / kMostBlocks});
+  const int64_t blocks = classes <= kBlockClasses ? (samples + least - 1) / least : 1;
   return std::max<int64_t>((samples + blocks - 1) / std::max<int64_t>(blocks, 1), 1);
 }
 
@@ -474,35 +480,6 @@ void fair_backward(const FairProblem<T>& problem, double upstream, const FairMat
     backward_chunks(problem.logits, problem.order, chunks.data() + begin, chunks.data() + end, enter, row, grad_logits);
   });
   clear_ignored(problem.order, grad_logits);
-}
-
-// What exps_to_slopes does to one row, for a gradient by the rates that is 0 but for the classes `places`; `picked` has room
-// for as many.
-template <typename Real>
-void picked_to_slopes(const KeptRow<Real>& row, int64_t classes, const std::vector<int64_t>& places, const Real* gradient,
-                      Real scale, Real common, Real* picked) {
-  const int64_t n = places.size();
-  Real shift = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    picked[j] = row.exps[places[j]];
-    shift = picked[j] == 1 && row.sum < 2 ? gradient[j] : shift;
-  }
-  double product = 0;
-  double others = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    product += static_cast<double>(picked[j]) * (gradient[j] - shift);
-    others += picked[j] != 1 ? picked[j] : 0;
-  }
-  if (shift != 0) {
-    product -= shift * (sum_below_one(row.exps, classes) - others);
-  }
-  const Real mean = static_cast<Real>(product) / row.sum;
-  const Real factor = scale / row.sum;
-  const Real offset = common / row.sum;
-  multiply_run(row.exps, classes, factor * (-shift - mean) + offset, row.ahead);
-  for (int64_t j = 0; j < n; ++j) {
-    row.exps[places[j]] = picked[j] * (factor * ((gradient[j] - shift) - mean) + offset);
-  }
 }
 
 // The gradient of the total in place of the exponentials that the forward has kept.

@@ -19,6 +19,7 @@ from . import dispatch, library
 from .schema import NAMESPACE, OPERATORS, Operator
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
@@ -45,7 +46,8 @@ def run_unchecked(name: str, *args: Any, backend: str | None = None) -> Tensor |
     """The first result of an operator whose native kernel gives the gradient along with it, of tensors on the CPU that
     nobody has checked yet: the kernel does, and Python's own checks take longer than a small operator.
 
-    None where that is not the way to go or the kernel refuses: then it is for the checks to say what is wrong.
+    None where that is not the way to go or the call fails: then the checks say what is wrong, and of what they do not
+    know the call fails once more.
     """
     if torch.compiler.is_compiling() or _functorch_is_active():
         return None
@@ -62,9 +64,11 @@ def run_unchecked(name: str, *args: Any, backend: str | None = None) -> Tensor |
 
 
 def gives_gradient(operator: Operator, args: tuple[Any, ...], backend: str | None) -> bool:
+    """Whether the kernel that gives the gradient is the way to go; not for what has leaked from a transform."""
     return (
         operator.gives_gradient is not None
         and operator.gives_gradient(args)
+        and not _is_wrapped(args[0])
         and dispatch.choose_for(operator, args[0], backend) == "native"
     )
 
@@ -224,7 +228,7 @@ def make_value_with_gradient(operator: Operator) -> Callable[..., Tensor]:
         return gradient * (grad[..., None, None] if grad.dim() else grad), *nothing
 
     function = new_class(operator, forward=forward, backward=backward)
-    return super(torch.autograd.Function, function).apply  # that of Function itself asks for functorch, as run does
+    return super(torch.autograd.Function, function).apply  # that of Function itself asks for functorch, as is done here
 
 
 @functools.lru_cache(maxsize=64)
