@@ -12,7 +12,7 @@ import pytest
 
 from fairkernels.app.bench import Task, implementations
 from fairkernels.app.bench_cases import every_case
-from fairkernels.app.bench_measure import threads
+from fairkernels.app.bench_measure import available_memory, threads
 from fairkernels.app.bench_rivals import elements
 
 SIZES = (10**3, 10**5, 10**6)
@@ -47,6 +47,8 @@ def test_operator(benchmark, case, problem, implementation):
         pytest.skip(reason)
     if rival.python_loop and rival.work(problem) > LONGEST_LOOP:
         pytest.skip(f"a Python loop of {rival.work(problem):.0f} steps")
+    if rival.memory(problem) > available_memory() / 2:
+        pytest.skip(f"needs about {rival.memory(problem) / 1e9:.0f} GB")
     with threads(1):
         task = Task.of(case, problem)
         call = task.call(rival, next(name for name in case.passes if rival.takes_part(name, case.passes)))

@@ -310,3 +310,21 @@ def test_python_threads_with_different_options():
         found = list(pool.map(gradient, weights * 50))
     for weight, grad in zip(weights * 50, found, strict=True):
         assert torch.equal(grad, gradient(weight))
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(6, 3), (40, 8), (40, 30), (6, 200)])
+@pytest.mark.parametrize("right", [True, False])
+def test_gradients_of_sure_rows(rows, classes, right):
+    """Each row is measured by itself: beside unsure ones they are small, and the half of a difference that cancels."""
+    labels = torch.arange(rows) % min(classes, 4)
+    top = labels if right else (labels + 1) % min(classes, 4)
+    logits = torch.randn(rows, classes)
+    logits[torch.arange(rows), top] += 18
+    options = {"ce_weight": 0.0, "backend": "native"}
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.to(dtype).requires_grad_()
+        grads.append(torch.autograd.grad(FK.fair_cross_entropy(leaf, labels, **options), leaf)[0].double())
+    scale = grads[1].abs().amax(1, keepdim=True)
+    assert scale.gt(0).all()
+    torch.testing.assert_close(grads[0] / scale, grads[1] / scale, rtol=0, atol=2e-4)
