@@ -148,7 +148,8 @@ def confusion_counts(
     check.same_device(labels, "labels", predictions, "predictions")
     check.class_count(num_classes, "num_classes")
     check.integer(ignore_index, "ignore_index")
-    predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
+    if predictions.dtype is not torch.int64 or labels.dtype is not torch.int64:
+        predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
     if labels.shape != predictions.shape:
         labels = check.rows(labels, "labels", predictions.unsqueeze(-1), "predictions.unsqueeze(-1)")
     return run("confusion_counts", predictions, labels, num_classes, ignore_index, backend=backend)[0]

@@ -75,10 +75,11 @@ def gives_gradient(operator: Operator, args: tuple[Any, ...], backend: str | Non
 
 def without_gradient(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
     """Switches autograd off only where it might see something: that takes as long as a small operator."""
-    if not any(arg is not None and arg.requires_grad for arg in args[: operator.tensor_count]):
-        return dispatch.forward(operator, args, backend)
-    with torch.no_grad():
-        return dispatch.forward(operator, args, backend)
+    for arg in args[: operator.tensor_count]:
+        if arg is not None and arg.requires_grad:
+            with torch.no_grad():
+                return dispatch.forward(operator, args, backend)
+    return dispatch.forward(operator, args, backend)
 
 
 def run_registered(name: str, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
