@@ -385,7 +385,7 @@ class Bench:
         with threads(max(self.settings.threads)):
             errors = task.check(implementation, rival, result)
         del result
-        if needs_warming(rival, seconds, foreseen):
+        if needs_warming(seconds, foreseen):
             peak, _, seconds = observed(call)
         return Ready(call, seconds, peak, *errors)
 
@@ -426,9 +426,9 @@ def observed(call: Callable[[], Result]) -> tuple[int | None, Result, float]:
     return peak, held[0], seconds[0]
 
 
-def needs_warming(rival: Rival, seconds: float, foreseen: float) -> bool:
-    """A short call does, and one that took longer than foreseen because it loaded or compiled something."""
-    return seconds < LONG or ((rival.warms_up or rival is OUR_OWN) and seconds > 2 * foreseen)
+def needs_warming(seconds: float, foreseen: float) -> bool:
+    """A short call does, and one that took longer than foreseen, perhaps because it loaded or compiled something."""
+    return seconds < LONG or seconds > 2 * foreseen
 
 
 def row(timing: Timing, entry: Ready) -> list[Any]:
