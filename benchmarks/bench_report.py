@@ -64,7 +64,7 @@ REASONS = (
         "pairs of the classes that occur, columns gathered for them, and on two threads the order of the samples",
         lambda cell: cell["sizes"]["K"] >= 100,
     ),
-    Reason("fair_cross_entropy", "the call, of a quarter of the whole"),
+    Reason("fair_cross_entropy", "the call, and rows that are few numbers each"),
     Reason("confusion_counts", "the call itself: Python, checks, dispatch", lambda cell: cell["sizes"]["K"] < 1000),
     Reason("confusion_counts", "both clear a result of 8 MB; ours then looks for samples that do not count"),
     Reason(

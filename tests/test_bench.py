@@ -284,8 +284,8 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     assert run.cells[0]["found"]["torchmetrics"] == f"left out: {reason}"
 
 
-def test_what_an_error_says_names_no_folder():
-    error = RuntimeError("g++ /tmp/some/folder/main.cpp: 1/2 failed\nCommand:\ng++ /tmp/some/folder/main.cpp")
+def test_what_an_error_says_names_no_folder(tmp_path):
+    error = RuntimeError(f"g++ {tmp_path}/main.cpp: 1/2 failed\nCommand:\ng++ {tmp_path}/main.cpp")
     assert bench.said(error) == "RuntimeError: g++ main.cpp: 1/2 failed"
     assert bench.said(KeyError()) == "KeyError: "
 

@@ -188,23 +188,23 @@ struct ClassOrder {
     }
   }
 
+  // Without blocks a group is all of its class, and there is no need for an array of all classes.
   void add_up_classes(bool blocks) {
-    if (blocks) {
-      count_of_class_.assign(classes, 0);
-      for (const ClassGroup& group : groups) {
-        count_of_class_[group.label] += group.count;
-      }
-    }
     present.reserve(std::min<int64_t>(classes, groups.size()));
-    for (int64_t label = 0; blocks && label < classes; ++label) {
-      if (count_of_class_[label] != 0) {
+    const auto see = [this](int64_t label, double count) {
+      if (count != 0) {
         present.push_back(label);
       }
-    }
-    for (size_t g = 0; !blocks && g < groups.size(); ++g) {
-      if (groups[g].count != 0) {
-        present.push_back(groups[g].label);
+    };
+    if (!blocks) {
+      for (const ClassGroup& group : groups) {
+        see(group.label, group.count);
       }
+      return;
+    }
+    count_of_class_ = counts();
+    for (int64_t label = 0; label < classes; ++label) {
+      see(label, count_of_class_[label]);
     }
   }
 

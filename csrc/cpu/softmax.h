@@ -232,8 +232,8 @@ class ExpChunk {
         all_exps_(all_exps),
         exps_(all_exps != nullptr ? nullptr : new Real[most_rows * padded(logits.classes)]),
         tasks_(most_rows),
-        tops_(2 * most_rows),
-        sums_(tops_.data() + most_rows) {}
+        tops_(most_rows),
+        sums_(most_rows) {}
 
   void compute(const ClassOrder<Real>& order, const Chunk& chunk) {
     const bool pads = all_exps_ == nullptr;
@@ -244,7 +244,7 @@ class ExpChunk {
       tasks_[r] = {reader_(sample, r), pads ? slot : all_exps_ + sample * classes_, reader_.address(ahead),
                    pads ? slot : all_exps_ + ahead * classes_};
     }
-    exp_rows(tasks_.data(), chunk.rows, classes_, temperature_, pads, tops_.data(), sums_);
+    exp_rows(tasks_.data(), chunk.rows, classes_, temperature_, pads, tops_.data(), sums_.data());
   }
 
   ExpRow<Real> row(int64_t r) const { return {tasks_[r].logits, tasks_[r].out, tops_[r], sums_[r]}; }
@@ -257,7 +257,7 @@ class ExpChunk {
   std::unique_ptr<Real[]> exps_;
   std::vector<RowTask<Real>> tasks_;
   std::vector<Real> tops_;
-  Real* sums_;
+  std::vector<Real> sums_;
 };
 
 }  // namespace fairkernels

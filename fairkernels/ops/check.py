@@ -128,13 +128,8 @@ def shape(value: Tensor) -> str:
 
 def batch(scores: Any, labels: Any) -> Tensor:
     """Logits ``[..., B, K]`` and their labels ``[..., B]`` or ``[B]`` (shared), these as int64 ``[..., B]``."""
-    if not isinstance(scores, Tensor) or scores.dtype not in FLOATS or scores.dim() < 2 or scores.shape[-1] == 0:
-        logits(scores)
-    if isinstance(labels, Tensor) and labels.dtype is torch.int64:
-        if labels.shape == scores.shape[:-1] and labels.device == scores.device:
-            return labels  # what they nearly always are
-    else:
-        integers(labels, "labels")
+    logits(scores)
+    integers(labels, "labels")
     same_device(labels, "labels", scores, "logits")
     return rows(labels.to(torch.int64), "labels", scores)
 
