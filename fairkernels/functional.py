@@ -141,13 +141,18 @@ def confusion_counts(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`; predictions out of range raise too.
     """
+    check.class_count(num_classes, "num_classes")
+    check.integer(ignore_index, "ignore_index")
+    plain = type(predictions) is Tensor and type(labels) is Tensor and predictions.dtype is labels.dtype is torch.int64
+    if plain and predictions.is_cpu and labels.is_cpu and predictions.dim() == labels.dim():
+        counts = run_unchecked("confusion_counts", predictions, labels, num_classes, ignore_index, backend=backend)
+        if counts is not None:
+            return counts
     check.integers(predictions, "predictions")
     if predictions.dim() < 1:
         raise ValueError(f"predictions must be [..., B], got {check.shape(predictions)}")
     check.integers(labels, "labels")
     check.same_device(labels, "labels", predictions, "predictions")
-    check.class_count(num_classes, "num_classes")
-    check.integer(ignore_index, "ignore_index")
     if predictions.dtype is not torch.int64 or labels.dtype is not torch.int64:
         predictions, labels = predictions.to(torch.int64), labels.to(torch.int64)
     if labels.shape != predictions.shape:

@@ -61,22 +61,6 @@ def call(name: str, s: Sample, **kwargs: Any) -> tuple[Tensor, ...]:
     return flat(getattr(FK, name)(*s.args, **{**s.kwargs, **kwargs}))
 
 
-def operator_call(name: str, s: Sample) -> tuple[Any, ...]:
-    """The arguments with which the public function calls the operator."""
-    seen = []
-
-    def record(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]:
-        seen.append(args)
-        return original(name, *args, backend=backend)
-
-    original, FK.run = FK.run, record
-    try:
-        call(name, s)
-    finally:
-        FK.run = original
-    return seen[0]
-
-
 def replace_tensors(s: Sample, change: Callable[[Tensor], Any]) -> Sample:
     """The sample with every tensor changed, also those among the options."""
 

@@ -8,7 +8,6 @@ from cases import (
     KERNELS,
     call,
     every_call,
-    operator_call,
     reference,
     replace_tensors,
     sample,
@@ -17,6 +16,7 @@ from cases import (
 )
 from tolerance import assert_no_worse
 
+from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops.schema import OPERATORS
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
@@ -26,7 +26,7 @@ DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 @pytest.mark.parametrize(("name", "backend", "label"), every_call())
 def test_no_less_accurate_than_plain_pytorch(name, backend, label, dtype):
     s = sample(name, label, dtype)
-    operator, args = OPERATORS[name], operator_call(name, s)
+    operator, args = OPERATORS[name], handed_on(name, s)
 
     results = call(name, s, backend=backend)
     exact, plain = reference(operator, args, torch.float64), reference(operator, args, args[0].dtype)

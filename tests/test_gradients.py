@@ -13,7 +13,6 @@ from cases import (
     KERNELS,
     call,
     every_call,
-    operator_call,
     plain,
     reference_gradient,
     replace_tensors,
@@ -23,6 +22,7 @@ from test_forward import offset, strided, transposed
 from tolerance import assert_no_worse
 
 import fairkernels
+from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops.samples import Maker
 from fairkernels.ops.schema import OPERATORS
 
@@ -67,7 +67,7 @@ def upstream_of(result, seed=5):
 @pytest.mark.parametrize(("name", "backend", "label"), every_route())
 def test_gradient_no_less_accurate_than_plain_pytorch(name, backend, label, dtype):
     s = sample(name, label, dtype)
-    operator, args = OPERATORS[name], operator_call(name, s)
+    operator, args = OPERATORS[name], handed_on(name, s)
     leaf, function = differentiable_call(name, backend, s)
 
     result = function(leaf)
@@ -121,7 +121,7 @@ def test_second_derivative_is_not_lost_beside_another_term(name, backend):
     (grad,) = torch.autograd.grad(result, leaf, upstream, create_graph=True)
     (second,) = torch.autograd.grad(grad.pow(4).sum() + leaf.sum(), leaf)
 
-    args = operator_call(name, s)
+    args = handed_on(name, s)
     _, pullback = torch.func.vjp(lambda first: OPERATORS[name].compute_reference(first, *args[1:])[0], leaf)
     (expected,) = torch.autograd.grad(pullback(upstream)[0].pow(4).sum() + leaf.sum(), leaf)
 
@@ -151,7 +151,7 @@ def test_public_function_class(name, backend):
     function = getattr(fairkernels.autograd, OPERATORS[name].function_name)
     assert issubclass(function, torch.autograd.Function)
     s = plain(name)
-    args = operator_call(name, s)
+    args = handed_on(name, s)
     with fairkernels.use_backend(backend if backend in OPERATORS[name].kernels else "reference"):
         first = args[0].clone().requires_grad_()
         results = function.apply(first, *args[1:])

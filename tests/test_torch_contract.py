@@ -11,7 +11,6 @@ from cases import (
     call,
     every_call,
     flat,
-    operator_call,
     plain,
     replace_tensors,
     sample,
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fairkernels
 import fairkernels.functional as FK
+from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops.samples import Maker, Sample
 from fairkernels.ops.schema import OPERATORS
 
@@ -44,7 +44,7 @@ def few(calls):
 @pytest.mark.parametrize(("name", "backend", "label"), few(every_call()))
 def test_opcheck(name, backend, label):
     s = sample(name, label)
-    args = operator_call(name, s)
+    args = handed_on(name, s)
     if name in DIFFERENTIABLE and s.smooth:
         args = (args[0].clone().requires_grad_(), *args[1:])
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
@@ -55,7 +55,7 @@ def test_opcheck(name, backend, label):
 
 @pytest.mark.parametrize(("name", "backend", "label"), every_call())
 def test_fake_promises_what_comes(name, backend, label):
-    args = operator_call(name, sample(name, label))
+    args = handed_on(name, sample(name, label))
     real = flat(registered(name)(*args, backend=backend))
     promised = flat(OPERATORS[name].fake(*args))
     assert [(t.shape, t.dtype, t.stride()) for t in real] == [(t.shape, t.dtype, t.stride()) for t in promised]
@@ -64,14 +64,14 @@ def test_fake_promises_what_comes(name, backend, label):
 @pytest.mark.parametrize(("name", "backend", "label"), every_call(keep=lambda s: s.smooth, backends=COMPILED))
 def test_every_element_of_every_result_is_written(name, backend, label):
     """Also of those that only a backward kernel reads: fresh memory is NaN."""
-    results = flat(registered(name)(*operator_call(name, sample(name, label)), backend=backend))
+    results = flat(registered(name)(*handed_on(name, sample(name, label)), backend=backend))
     assert all(result.isfinite().all() for result in results)
 
 
 @pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
 def test_registered_op_has_the_gradient_of_the_function(name, backend):
     s = plain(name, torch.float64)
-    args = operator_call(name, s)
+    args = handed_on(name, s)
     first, second = (args[0].clone().requires_grad_() for _ in range(2))
     torch.autograd.backward(flat(registered(name)(first, *args[1:], backend=backend))[0].sum())
     torch.autograd.backward(call(name, Sample("", (second, *s.args[1:]), s.kwargs), backend=backend)[0].sum())
@@ -155,7 +155,7 @@ def test_compile_with_inductor(name, backend):
 
 @pytest.mark.parametrize(("name", "backend"), [pair for pair in ONE_OF_EACH if pair[0] in DIFFERENTIABLE])
 def test_compile_of_the_function_class(name, backend):
-    first, *rest = operator_call(name, sized(name, 6))
+    first, *rest = handed_on(name, sized(name, 6))
     function = getattr(fairkernels.autograd, OPERATORS[name].function_name)
     torch._dynamo.reset()
     compiled = torch.compile(lambda z: function.apply(z, *rest, backend)[0], fullgraph=True, backend="aot_eager")
@@ -307,7 +307,7 @@ def test_vmap_over_nothing(name, backend):
 
 
 def test_vmap_of_a_registered_op_keeps_the_backend():
-    args = operator_call("symmetry_loss", sized("symmetry_loss", 6))
+    args = handed_on("symmetry_loss", sized("symmetry_loss", 6))
     with pytest.raises(RuntimeError, match="'triton' was asked for"):
         torch.func.vmap(lambda z: registered("symmetry_loss")(z, *args[1:], backend="triton")[0])(args[0][None])
 

@@ -43,24 +43,28 @@ def run(name: str, *args: Any, backend: str | None = None) -> tuple[Tensor, ...]
 
 
 def run_unchecked(name: str, *args: Any, backend: str | None = None) -> Tensor | None:
-    """The first result of an operator whose native kernel gives the gradient along with it, of tensors on the CPU that
-    nobody has checked yet: the kernel does, and Python's own checks take longer than a small operator.
+    """The first result of a native kernel called with plain tensors on the CPU that nobody has checked yet: the kernel
+    does, and Python's own checks take longer than a small operator. Of what has a gradient only where the kernel gives
+    it along with the value.
 
     None where that is not the way to go or the call fails: then the checks say what is wrong, and of what they do not
     know the call fails once more.
     """
     if torch.compiler.is_compiling() or _functorch_is_active():
         return None
-    if not torch.is_grad_enabled() or not args[0].requires_grad:
-        return None
     operator = OPERATORS[name]
-    if not gives_gradient(operator, args, dispatch.forced_backend(backend)):
-        return None
-    count = operator.tensor_count
+    backend = dispatch.forced_backend(backend)
     try:
-        return VALUES_WITH_GRADIENT[name](*args[:count], args[count:])
+        if not operator.differentiable:
+            if _is_wrapped(args[0]) or dispatch.choose_for(operator, args[0], backend) != "native":
+                return None
+            return dispatch.call_native(name, args)[0]
+        if torch.is_grad_enabled() and args[0].requires_grad and gives_gradient(operator, args, backend):
+            count = operator.tensor_count
+            return VALUES_WITH_GRADIENT[name](*args[:count], args[count:])
     except (IndexError, RuntimeError, TypeError):
-        return None
+        pass
+    return None
 
 
 def gives_gradient(operator: Operator, args: tuple[Any, ...], backend: str | None) -> bool:
