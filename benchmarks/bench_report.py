@@ -67,6 +67,7 @@ REASONS = (
     Reason("fair_cross_entropy", "the call, and rows that are few numbers each"),
     Reason("confusion_counts", "the call itself: Python, checks, dispatch", lambda cell: cell["sizes"]["K"] < 1000),
     Reason("confusion_counts", "both clear a result of 8 MB; ours then looks for samples that do not count"),
+    Reason("soft_confusion", "pages of a new K x K result", lambda cell: cell["sizes"]["K"] ** 2 >= 2**22),
     Reason(
         "soft_confusion",
         "rows are read in the order of their classes, by the backward once more, and memory waits for them",
