@@ -481,9 +481,10 @@ def _pgd_step_into(out: Tensor, args: tuple[Any, ...], backend: Backend | None) 
     reads = [arg for arg in args if isinstance(arg, Tensor)]
     if not torch.compiler.is_compiling() and not any(_overlaps(out, read) for read in reads):
         forced = dispatch.forced_backend(backend)
-        if dispatch.choose("pgd_step", x_adv.device.type, x_adv.dtype, forced) == "native":
+        chosen = dispatch.choose("pgd_step", x_adv.device.type, x_adv.dtype, forced)
+        if chosen != "reference":
             with torch.no_grad():
-                return dispatch.native_into(OPERATORS["pgd_step"], args, out)
+                return dispatch.compute_into(OPERATORS["pgd_step"], args, out, chosen)
     with torch.no_grad():
         return out.copy_(run("pgd_step", *args, backend=backend)[0])
 

@@ -116,6 +116,7 @@ def save(ctx: Any, operator: Operator, args: tuple[Any, ...], backend: str | Non
         return
     ctx.mark_non_differentiable(*results[1:])
     ctx.backend = backend
+    ctx.computed_by = None if torch.compiler.is_compiling() else dispatch.choose_for(operator, args[0], backend)
     ctx.rest = args[operator.tensor_count :]
     ctx.save_for_backward(*args[: operator.tensor_count], *[results[place] for place in operator.saved_places])
 
@@ -135,7 +136,10 @@ def gradients(ctx: Any, operator: Operator, grad: Tensor | None, kernel: Callabl
     if torch.is_grad_enabled():
         grads = dispatch.reference_backward(operator, grad, args)
     else:
-        grads = kernel(operator, grad, args, saved, dispatch.forced_backend(ctx.backend))
+        forced = dispatch.forced_backend(ctx.backend)
+        if ctx.computed_by and forced not in (None, ctx.computed_by):  # each backend saves what its own backward reads
+            saved = tuple(dispatch.forward(operator, args, forced)[place] for place in operator.saved_places)
+        grads = kernel(operator, grad, args, saved, forced)
     return (*grads, *nothing[len(grads) :])
 
 

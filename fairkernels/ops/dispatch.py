@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import check, library
+from . import check, library, triton_kernels
 from .schema import NAMESPACE, OPERATORS, Operator
 
 Backend = Literal["native", "triton", "reference"]
 
 BACKENDS: tuple[Backend, ...] = ("native", "triton", "reference")
-"""In the order of preference."""
+
+PREFERRED: dict[str, tuple[Backend, ...]] = {
+    "cpu": ("native", "reference"),  # triton runs there for tests alone, interpreted
+    "cuda": ("triton", "native", "reference"),  # until both were measured on a GPU
+}
+"""In which order backends are tried, by the kind of device; on others only the reference runs."""
 
 _environment: str | None = os.environ.get("FAIRKERNELS_BACKEND") or None
 _scopes: list[list[str | None]] = []  # those that are open, of all threads; each is one list of its own
@@ -70,8 +75,10 @@ def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -
         return f"there is no {backend} kernel of {operator.name} yet"
     if backend == "native" and library.MISSING:
         return library.MISSING
-    if device != "cpu":
-        return f"there are no {backend} kernels for {device} tensors in this build"
+    if backend == "native" and device != "cpu":
+        return f"there are no native kernels for {device} tensors in this build"
+    if backend == "triton" and (reason := triton_kernels.missing(device)):
+        return reason
     if dtype not in operator.dtypes:
         return f"{operator.name} takes {', '.join(str(known) for known in operator.dtypes)}, not {dtype}"
     return None
@@ -83,7 +90,8 @@ def choose(name: str, device: str, dtype: torch.dtype, forced: str | None) -> Ba
     check_backend(forced)
     operator = OPERATORS[name]
     if forced is None:
-        return next(backend for backend in BACKENDS if can_run(backend, operator, device, dtype) is None)
+        order = PREFERRED.get(device, ("reference",))
+        return next(backend for backend in order if can_run(backend, operator, device, dtype) is None)
     reason = can_run(forced, operator, device, dtype)
     if reason is not None:
         raise RuntimeError(f"backend {forced!r} was asked for {name}, but {reason}")
@@ -121,7 +129,8 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> str:
         choice: str = choose(name, device, dtype, forced)
     except RuntimeError as error:
         choice = f"nothing: {error}"
-    by = f" (forced: {forced})" if forced else ""
+    order = PREFERRED.get(device, ("reference",))
+    by = f" (forced: {forced})" if forced else f" (on {device} the first of {', '.join(order)} that can run)"
     return "\n".join([f"{name} on {device} {str(dtype).removeprefix('torch.')}: {choice}{by}", *lines])
 
 
@@ -144,12 +153,14 @@ def choose_for(operator: Operator, first: Tensor, forced: str | None) -> Backend
 def forward(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
     """All results of an operator, from the chosen backend; nothing of it is recorded for autograd."""
     chosen = choose_for(operator, args[0], backend)
+    if operator.writes_into and chosen != "reference":
+        return (compute_into(operator, args, operator.fake(*args), chosen),)
     if chosen == "native":
-        if operator.writes_into:
-            return (native_into(operator, args, operator.fake(*args)),)
         return call_native(operator.name, args)
     check_classes(operator, args)
     with torch.no_grad():
+        if chosen == "triton":
+            return triton_kernels.call(operator.name, args)
         return conform(operator, args, operator.compute_reference(*args))
 
 
@@ -161,6 +172,8 @@ def backward(
     if chosen == "native":
         return call_native(f"{operator.name}_backward", (grad, *args, *saved))
     with torch.no_grad():
+        if chosen == "triton":
+            return triton_kernels.call(operator.name, (grad, *args, *saved), "_backward")
         return tuple(gradient.contiguous() for gradient in reference_backward(operator, grad, args))
 
 
@@ -179,8 +192,12 @@ def call_native(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-def native_into(operator: Operator, args: tuple[Any, ...], out: Tensor) -> Tensor:
-    call_native(operator.name, (*args, out))
+def compute_into(operator: Operator, args: tuple[Any, ...], out: Tensor, chosen: Backend) -> Tensor:
+    """What ``writes_into`` promises, by the native or the Triton kernel."""
+    if chosen == "native":
+        call_native(operator.name, (*args, out))
+    else:
+        triton_kernels.call(operator.name, (*args, out))
     return out
 
 

@@ -127,6 +127,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 NATIVE = frozenset({"native"})
+COMPILED = frozenset({"native", "triton"})
 
 _SPECTRAL_STEERING = "str method, int? iters, float? tol"
 _SPECTRAL_ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-8}

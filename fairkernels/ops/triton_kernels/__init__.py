@@ -1,0 +1,63 @@
+"""The Triton backend. Triton is imported when a kernel is first asked for: who has none loses nothing but speed.
+
+A module holds the kernels of one operator or of relatives, their launches and, as ``<operator>(*args)`` and
+``<operator>_backward(grad, *args, *saved)``, what dispatch calls: arguments and results are those of the table, an
+operator that ``writes_into`` gets ``out`` behind its arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODULES = {
+    "soft_confusion": "class_terms",
+    "symmetry_gap": "symmetry_gap",
+    "symmetry_loss": "class_terms",
+    "spectral_norm": "spectral_norm",
+    "spectral_loss": "class_terms",
+    "fair_cross_entropy": "class_terms",
+    "pgd_step": "pgd_step",
+    "random_start": "random_start",
+    "confusion_counts": "confusion_counts",
+    "trades_kl": "trades_kl",
+    "same_class_mixup": "same_class_mixup",
+}
+"""Where the kernels of an operator are."""
+
+
+@cache
+def missing(device: str) -> str | None:
+    """Why there are no Triton kernels for tensors of this device, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cuda":
+        return None
+    if device != "cpu":
+        return f"there are no triton kernels for {device} tensors"
+    return None if interpreted() else "triton kernels need a GPU tensor, or TRITON_INTERPRET=1 before triton is imported"
+
+
+def interpreted() -> bool:
+    """Whether kernels run on the CPU, line by line in NumPy: for tests."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@cache
+def kernel_of(name: str, module: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[module]}"), name)
+
+
+def call(operator: str, args: tuple[Any, ...], suffix: str = "") -> tuple[Tensor, ...]:
+    """All results of an operator (or, with a suffix, of its backward), on the device of its first tensor."""
+    with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, Tensor))):
+        results = kernel_of(operator + suffix, operator)(*args)
+    return results if isinstance(results, tuple) else (results,)

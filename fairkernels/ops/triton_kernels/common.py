@@ -1,0 +1,27 @@
+"""What kernels share: where a problem begins, types of sums, signs and limits that let NaN through."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def offset_of(problem, sizes, strides):
+    """Where problem number ``problem`` begins, in elements; sizes and strides of its leading dimensions."""
+    offset = tl.cast(0, tl.int64)
+    rest = tl.cast(problem, tl.int64)
+    for reverse in tl.static_range(len(sizes)):
+        d = len(sizes) - 1 - reverse
+        offset += (rest % sizes[d]) * strides[d]
+        rest = rest // sizes[d]
+    return offset
+
+
+@triton.jit
+def is_nan(x):
+    return x != x
+
+
+@triton.jit
+def sign(x):
+    """-1, 0 or 1; 0 for NaN."""
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
