@@ -45,16 +45,21 @@ def hint_weight(length):
 
 @triton.jit
 def towards_hint(x, x_length, hint, weight):
-    """A hint gets a tenth of the usual direction added: on disjoint blocks it may be orthogonal to what is looked for."""
+    """A tenth of the usual direction is added to a hint: on disjoint blocks it may be orthogonal to what is sought."""
     hint = tl.where(weight > 0, hint.to(tl.float64), 0.0)  # it may be NaN
     return tl.where(weight > 0, weight * hint + (0.1 / x_length) * x, x)
 
 
 @triton.jit
+def with_hint(x, hint):
+    """The same of whole vectors; a hint of zeros is none."""
+    return towards_hint(x, norm(x), hint, hint_weight(norm(hint.to(tl.float64))))
+
+
+@triton.jit
 def start_tile(matrix, hint, n):
     """The first direction for ``leading_pair_tile``. ``hint``: [BLOCK_N], zeros where there is none; n real columns."""
-    x = first_direction(tl.arange(0, matrix.shape[1]), n, tl.min(matrix) >= 0)
-    return towards_hint(x, norm(x), hint, hint_weight(norm(hint.to(tl.float64))))
+    return with_hint(first_direction(tl.arange(0, matrix.shape[1]), n, tl.min(matrix) >= 0), hint)
 
 
 # --- scaling ------------------------------------------------------------------------------------------------------
@@ -102,8 +107,9 @@ def normal_product(matrix, x):
 
 @triton.jit
 def best_combination(a, b, c, d, e):
-    """The eigenvector, of length 1, of the largest eigenvalue of [[0, a, b], [a, c, d], [b, d, e]], a >= 0; (1, 0, 0) for
-    a = b = 0. float64.
+    """The eigenvector, of length 1, of the largest eigenvalue of [[0, a, b], [a, c, d], [b, d, e]], a >= 0.
+
+    (1, 0, 0) where a = b = 0. float64.
 
     Newton's method on the characteristic polynomial falls monotonically from an upper bound, the eigenvalue of
     [[0, h], [h, m]] with h = |(a, b)| and m that of the lower block.
@@ -128,12 +134,13 @@ def best_combination(a, b, c, d, e):
     length = tl.sqrt(along_v * along_v + along_r * along_r + along_p * along_p)
     moves = (h2 > 0) & (length > 0)
     length = tl.where(moves, length, 1.0)
-    return tl.where(moves, along_v / length, 1.0), tl.where(moves, along_r / length, 0.0), along_p / length
+    of_v = tl.where(moves, along_v / length, 1.0)
+    return of_v, tl.where(moves, along_r / length, 0.0), tl.where(moves, along_p / length, 0.0)
 
 
 @triton.jit
 def without_two(p, ap, v, av, r, ar):
-    """The direction p made orthogonal to v and r, of length 1, its product along with it; and how much of it was left."""
+    """The direction p made orthogonal to v and r, of length 1, its product along with it; and what was left of it."""
     along_v = tl.sum(p * v)
     along_r = tl.sum(p * r)
     left = 1 - along_v * along_v - along_r * along_r
@@ -160,32 +167,31 @@ def orthonormal_direction(matrix, p, ap, v, av, r, ar):
 
 @triton.jit
 def residual_of(v, av):
-    """theta, the residual and the square of its length."""
+    """theta and the residual."""
     theta = tl.sum(v * av)
-    r = av - theta * v
-    return theta, r, tl.sum(r * r)
+    return theta, av - theta * v
 
 
 @triton.jit
 def power_vector(matrix, v, av, iters, limit):
-    theta, r, squared = residual_of(v, av)
+    theta, r = residual_of(v, av)
     step = 0
-    while (step < iters) & (tl.sqrt(squared) > limit * theta):
+    while (step < iters) & (norm(r) > limit * theta):
         v = av / norm(av)
         av = normal_product(matrix, v)
-        theta, r, squared = residual_of(v, av)
+        theta, r = residual_of(v, av)
         step += 1
     return v
 
 
 @triton.jit
 def locg_vector(matrix, v, av, iters, limit):
-    theta, r, squared = residual_of(v, av)
+    theta, r = residual_of(v, av)
     p = tl.zeros_like(v)
     ap = tl.zeros_like(v)
     has_p = theta < 0  # never: A is positive semidefinite
     step = 0
-    while (step < iters) & (tl.sqrt(squared) > limit * theta):
+    while (step < iters) & (norm(r) > limit * theta):
         r -= tl.sum(r * v) * v  # it is orthogonal but for rounding
         r = r / norm(r)
         ar = normal_product(matrix, r)
@@ -208,7 +214,7 @@ def locg_vector(matrix, v, av, iters, limit):
         av = of_v * av + sine * a_towards
         if step % 16 == 15:
             av = normal_product(matrix, v)
-        theta, r, squared = residual_of(v, av)
+        theta, r = residual_of(v, av)
         step += 1
     return v
 
@@ -217,8 +223,8 @@ def locg_vector(matrix, v, av, iters, limit):
 def leading_pair_tile(matrix, start, iters, tol, noise, LOCG: tl.constexpr):
     """sigma, u [BLOCK_M] and v [BLOCK_N], all float64, of a tile in float32 or float64, 0 outside the real matrix.
 
-    ``start`` [BLOCK_N], float64, is the first direction, see ``start_tile``. Zeros for a zero matrix, NaN if an entry is
-    not finite; of the two signs the one with sum(v) >= 0.
+    ``start`` [BLOCK_N], float64, is the first direction, see ``start_tile``. Zeros for a zero matrix, NaN if an entry
+    is not finite; of the two signs the one with sum(v) >= 0.
     """
     size = tl.abs(matrix)
     in_each_row = tl.max(tl.where(size < float("inf"), size, float("inf")), 1)  # also for NaN
@@ -237,10 +243,7 @@ def leading_pair_tile(matrix, start, iters, tol, noise, LOCG: tl.constexpr):
         av = normal_product(matrix, v)
 
     limit = tl.maximum(tl.cast(tol, tl.float64), tl.cast(noise, tl.float64))
-    if LOCG:
-        v = locg_vector(matrix, v, av, iters, limit)
-    else:
-        v = power_vector(matrix, v, av, iters, limit)
+    v = locg_vector(matrix, v, av, iters, limit) if LOCG else power_vector(matrix, v, av, iters, limit)
 
     u = image_of(matrix, v).to(tl.float64)
     sigma = norm(u)
