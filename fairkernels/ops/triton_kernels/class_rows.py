@@ -69,7 +69,9 @@ def surrogate_rows(z, exps, total, lse, own, columns, K, margin, SURROGATE: tl.c
         gate = 1 / (1 + tl.exp(own_logit[:, None] - z - margin))
         return tl.where(own, 0.0, gate * exps / total[:, None])
     if SURROGATE == "kl-all":
-        return tl.where(charged_by_all(z, exps, total, own_logit, own, columns, K, margin), (lse - own_logit)[:, None], 0.0)
+        return tl.where(
+            charged_by_all(z, exps, total, own_logit, own, columns, K, margin), (lse - own_logit)[:, None], 0.0
+        )
     highest, place = strongest_rival(z, own, columns, BLOCK_K)
     _, _, shifted_lse = shifted_softmax_rows(z, own, margin)
     hit = charged_by_rival(own_logit, highest, margin)

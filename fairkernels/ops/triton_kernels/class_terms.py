@@ -42,6 +42,11 @@ class Terms:
     tol: float | None = None
     fold: bool = False  # whether u is kept as the backward wants it: times spec_weight / n
 
+    @property
+    def confusion_only(self) -> bool:
+        """Whether the upstream gradient is that of the confusion matrix, not of a total."""
+        return not (self.entropy or self.symmetry or self.spectral)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -259,4 +264,6 @@ def fair_cross_entropy_backward(
     grad: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
 ) -> Tensor:
     *steering, coefficients, u, v = options
-    return backward(Inputs(logits, labels, weight=weight), fair_terms(*steering), Upstream(grad, coefficients, None, u, v))
+    return backward(
+        Inputs(logits, labels, weight=weight), fair_terms(*steering), Upstream(grad, coefficients, None, u, v)
+    )

@@ -106,7 +106,9 @@ def slots_of(present, COMPACT: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def symmetry_terms(rates, counts, present, K, eps, IGNORE_ABSENT: tl.constexpr, MEAN: tl.constexpr, DAMPED: tl.constexpr):
+def symmetry_terms(
+    rates, counts, present, K, eps, IGNORE_ABSENT: tl.constexpr, MEAN: tl.constexpr, DAMPED: tl.constexpr
+):
     """The symmetry gap of the rates and its derivative by each of them."""
     columns = tl.arange(0, rates.shape[0])
     value, by_rate = pair_penalty(rates, tl.trans(rates), eps, DAMPED)
@@ -235,7 +237,9 @@ def store_terms(
 
 
 @triton.jit
-def store_sums(sums, mass, charges, counts, spoiled, losses, divisor, samples, CHARGES: tl.constexpr, BLOCK_K: tl.constexpr):
+def store_sums(
+    sums, mass, charges, counts, spoiled, losses, divisor, samples, CHARGES: tl.constexpr, BLOCK_K: tl.constexpr
+):
     columns = tl.arange(0, BLOCK_K)
     square = columns[:, None] * BLOCK_K + columns[None, :]
     tl.store(sums, losses)
@@ -299,7 +303,9 @@ def class_terms(
             number(margin, ACC), ENTROPY, SMOOTHED, CHARGES, SURROGATE, ACC, BLOCK_B, BLOCK_K,
         )  # fmt: skip
     else:
-        mass, charges, counts, spoiled, losses, divisor, samples = load_sums(sums_in + problem * WIDTH, CHARGES, BLOCK_K)
+        mass, charges, counts, spoiled, losses, divisor, samples = load_sums(
+            sums_in + problem * WIDTH, CHARGES, BLOCK_K
+        )
     if sums_out is not None:
         at = sums_out + (problem * tl.num_programs(1) + tl.program_id(1)) * WIDTH
         store_sums(at, mass, charges, counts, spoiled, losses, divisor, samples, CHARGES, BLOCK_K)
@@ -405,3 +411,183 @@ def forward_arguments(inputs: Inputs, terms: Terms, results: Results) -> Any:
 
 def last_stride(tensor: Tensor | None) -> int:
     return 1 if tensor is None else tensor.stride(-1)
+
+
+# --- backward -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def count_classes(labels, begin, end, K, label_stride, ignore_index, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr):
+    """How many of samples [begin, end) each class has; a label that is no class counts for none."""
+    columns = tl.arange(0, BLOCK_K)
+    counts = tl.zeros((BLOCK_K,), tl.int32)
+    for first in range(begin, end, BLOCK_B):
+        row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK_B)
+        inside = row < end
+        label = tl.load(labels + row * label_stride, mask=inside, other=0)
+        kept = inside & (label != ignore_index)
+        counts += tl.sum(((label[:, None] == columns[None, :]) & kept[:, None]).to(tl.int32), 0)
+    return tl.where(columns < K, counts, 0)
+
+
+@triton.jit(do_not_specialize=["B", "stretch", "ignore_index", "label_sizes", "label_strides"])
+def class_counts(
+    labels, counts_out, label_sizes, label_strides, B, stretch, K, label_stride, ignore_index,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Grid (problems, stretches). Memory bound: 8 bytes a sample.
+    problem = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1).to(tl.int64) * stretch
+    labels += offset_of(problem, label_sizes, label_strides)
+    counts = count_classes(
+        labels, begin, tl.minimum(begin + stretch, B), K, label_stride, ignore_index, BLOCK_B, BLOCK_K
+    )
+    at = counts_out + (problem * tl.num_programs(1) + tl.program_id(1)) * BLOCK_K
+    tl.store(at + tl.arange(0, BLOCK_K), counts)
+
+
+@triton.jit(do_not_specialize=["B", "stretches", "ignore_index", "rows", "width", "leading"])
+def class_terms_gradient(
+    logits, labels, sample_weight, weight, class_weight, grad, coefficients, mass_counts, stretch_counts, u, v, out,
+    leading, B, stretches, K, row_stride, column_stride, label_stride, sample_weight_stride, weight_stride,
+    class_weight_stride, grad_row_stride, grad_column_stride, ignore_index, rows, width,
+    temperature: tl.float64, label_smoothing: tl.float64, margin: tl.float64, ce_weight: tl.float64,
+    NORMALIZE: tl.constexpr, CONFUSION: tl.constexpr, ENTROPY: tl.constexpr, ENTROPY_MEAN: tl.constexpr,
+    SMOOTHED: tl.constexpr, SYMMETRY: tl.constexpr, IGNORE_ABSENT: tl.constexpr, SPECTRAL: tl.constexpr,
+    SURROGATE: tl.constexpr, FOLD: tl.constexpr, COMPACT: tl.constexpr, COUNTS: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    # Grid (problems, tiles of rows). Memory bound: one read of the logits and one write of their gradient, an exp each.
+    problem = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK_K)
+    is_class = columns < K
+    (sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
+     class_sizes, class_strides, grad_sizes, grad_strides) = leading  # fmt: skip
+    logits += offset_of(problem, sizes, strides)
+    labels += offset_of(problem, label_sizes, label_strides)
+    grad += offset_of(problem, grad_sizes, grad_strides)
+
+    counts = tl.zeros((BLOCK_K,), tl.int32)
+    if COUNTS:
+        if stretch_counts is None:
+            counts = count_classes(labels, 0, B, K, label_stride, ignore_index, BLOCK_L, BLOCK_K)
+        else:
+            for stretch in range(stretches):
+                counts += tl.load(stretch_counts + (problem * stretches + stretch) * BLOCK_K + columns)
+    slot, _ = slots_of(counts > 0, COMPACT, BLOCK_K)
+    class_weights = tl.where(is_class, 1.0, 0.0).to(ACC)
+    if weight is not None:
+        weight += offset_of(problem, weight_sizes, weight_strides)
+        class_weights = tl.load(weight + columns * weight_stride, mask=is_class, other=0).to(ACC)
+    if sample_weight is not None:
+        sample_weight += offset_of(problem, sample_sizes, sample_strides)
+
+    row = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    label, kept, row_weight = load_samples(
+        labels, sample_weight, row, row < B, label_stride, sample_weight_stride, ignore_index, K, ACC
+    )
+    z = load_rows(logits, row, kept, columns, K, row_stride, column_stride, number(temperature, ACC), ACC)
+    own = (label[:, None] == columns[None, :]) & kept[:, None]
+    exps, total, _ = softmax_rows(z)
+    factor = row_weight / number(temperature, ACC)
+
+    if CONFUSION:
+        at = grad + label[:, None].to(tl.int64) * grad_row_stride + columns[None, :].to(tl.int64) * grad_column_stride
+        towards = tl.load(at, mask=kept[:, None] & is_class[None, :], other=0).to(ACC)
+        if NORMALIZE != "none":
+            mass = tl.load(mass_counts + problem * K + columns, mask=is_class, other=0)
+            whole = tl.sum(mass, 0)
+            if NORMALIZE == "true":
+                factor = divided(factor, tl.sum(tl.where(own, mass[None, :], 0.0), 1))
+            else:
+                factor = divided(factor, whole + 0 * factor)
+        gradient = factor[:, None] * through_softmax(towards, exps, total, columns, BLOCK_K)
+    else:
+        upstream = tl.load(grad).to(ACC)
+        gradient = tl.zeros((BLOCK_B, BLOCK_K), ACC)
+        if SYMMETRY:
+            own_slot = tl.sum(tl.where(own, slot[None, :], 0), 1)
+            column = columns
+            known = is_class
+            if COMPACT and IGNORE_ABSENT:
+                column = slot
+                known = counts > 0
+            coefficients += problem * rows * width
+            at = own_slot[:, None].to(tl.int64) * width + column[None, :]
+            towards = tl.load(coefficients + at, mask=kept[:, None] & known[None, :], other=0)
+            gradient += (upstream * factor)[:, None] * through_softmax(towards, exps, total, columns, BLOCK_K)
+        if SPECTRAL:
+            row_factor = tl.load(u + problem * K + columns, mask=is_class, other=0)
+            if not FOLD:
+                if SURROGATE == "kl-all":
+                    row_factor = divided(row_factor, tl.sum(counts, 0).to(ACC) + 0 * row_factor)
+                else:
+                    row_factor = divided(row_factor, counts.to(ACC))
+                if class_weight is not None:
+                    class_weight += offset_of(problem, class_sizes, class_strides)
+                    factors = tl.load(class_weight + columns * class_weight_stride, mask=is_class, other=0).to(ACC)
+                    row_factor = row_factor * factors
+            direction = tl.load(v + problem * K + columns, mask=is_class, other=0)
+            by_row = surrogate_gradient(
+                z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, BLOCK_K
+            )
+            charged = tl.sum(tl.where(own, row_factor[None, :], 0.0), 1)
+            gradient += (upstream * factor * charged)[:, None] * by_row
+        if ENTROPY:
+            share = upstream * number(ce_weight, ACC)
+            if ENTROPY_MEAN:
+                share = share / tl.sum(counts.to(ACC) * class_weights, 0)
+            by_row = cross_entropy_gradient(
+                exps, total, own, class_weights, columns, K, number(label_smoothing, ACC), SMOOTHED
+            )
+            gradient += (share * factor)[:, None] * by_row
+
+    gradient = tl.where(kept[:, None], gradient, 0.0)
+    at = (problem * B + row)[:, None] * K + columns[None, :]
+    tl.store(out + at, gradient, mask=(row < B)[:, None] & is_class[None, :])
+
+
+def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
+    """The gradient by the logits: one read of them and one write.
+
+    1 launch, 2 where more than 1,024 samples must be counted by class: for the mean of the cross-entropy, for
+    spectral_loss, and for fewer samples than classes.
+    """
+    logits, labels = inputs.logits, inputs.labels
+    batch, classes = logits.shape[-2:]
+    shape = blocks(logits)
+    problem_count = logits.shape[:-2].numel()
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    rows = min(batch, classes)
+    entropy = terms.ce_weight != 0
+    spectral = terms.spec_weight != 0
+    symmetry = terms.sym_weight != 0
+    compact = symmetry and batch < classes
+    counts = compact or (entropy and terms.entropy_mean) or (spectral and not terms.fold)
+
+    stretches, counted = 0, None
+    if counts and batch > FEW:
+        stretches = min(cdiv(batch, FEW), MOST_STRETCHES)
+        counted = torch.empty((problem_count, stretches, shape["BLOCK_K"]), dtype=torch.int32, device=logits.device)
+        launch(
+            class_counts, (problem_count, stretches), labels, counted, *problems(labels, 1),
+            batch, cdiv(batch, stretches), classes, labels.stride(-1), terms.ignore_index,
+            BLOCK_B=64, BLOCK_K=shape["BLOCK_K"], num_warps=4,
+        )  # fmt: skip
+
+    grad = upstream.grad
+    inner = 2 if terms.confusion_only else 0
+    tensors = (logits, labels, inputs.sample_weight, inputs.weight, inputs.class_weight)
+    leading = tuple(part for place, t in enumerate(tensors) for part in problems(t, 2 if place == 0 else 1))
+    launch(
+        class_terms_gradient, (problem_count, cdiv(batch, shape["BLOCK_B"])),
+        *tensors, grad, upstream.coefficients, upstream.counts, counted, upstream.u, upstream.v, out,
+        (*leading, *problems(grad, inner)), batch, stretches, classes, *logits.stride()[-2:],
+        *map(last_stride, tensors[1:]), *(grad.stride()[-2:] if inner else (1, 1)),
+        terms.ignore_index, rows, rows if terms.absent == "ignore" else classes,
+        terms.temperature, terms.label_smoothing, terms.margin, terms.ce_weight,
+        terms.normalize, terms.confusion_only, entropy, terms.entropy_mean, terms.label_smoothing > 0,
+        symmetry, terms.absent == "ignore", spectral, terms.surrogate, terms.fold, compact, counts,
+        **shape, BLOCK_L=64,
+    )  # fmt: skip
+    return out
