@@ -168,18 +168,18 @@ def store_terms(
     is_class = columns < K
     square = is_class[:, None] & is_class[None, :]
     present = (counts != 0) & is_class
-    rates = tl.where(square, divided(mass, counts[:, None]) + spoiled[:, None], 0.0)
-    poison = 0 * tl.sum(spoiled, 0)
-    total = poison
+    mass = tl.where(square, mass + spoiled[:, None], 0.0)
+    rates = divided(mass, counts[:, None])
+    total = number(0.0, ACC)
 
     if counts_out is not None:
         tl.store(counts_out + problem * K + columns, counts, mask=is_class)
     if confusion_out is not None:
         handed = rates
         if NORMALIZE == "none":
-            handed = mass + spoiled[:, None]
+            handed = mass
         if NORMALIZE == "all":
-            handed = divided(mass, tl.sum(counts, 0)) + spoiled[:, None]
+            handed = divided(mass, tl.sum(counts, 0))
         at = problem * K * K + columns[:, None] * K + columns[None, :]
         tl.store(confusion_out + at, handed, mask=square)
 
@@ -193,7 +193,7 @@ def store_terms(
             total += ce_weight * entropy
     if SYMMETRY:
         gap, by_rate = symmetry_terms(rates, counts, present, K, eps, IGNORE_ABSENT, SYMMETRY_MEAN, DAMPED)
-        gap += poison
+        gap += 0 * tl.sum(tl.sum(rates, 1), 0)  # also a NaN whose class has no partner
         if symmetry_out is not None:
             tl.store(symmetry_out + problem, gap)
         if SYM_COUNTS:
@@ -219,7 +219,7 @@ def store_terms(
         if start is not None:
             hint = tl.load(start + columns * start_stride, mask=is_class, other=0).to(tl.float64)
         sigma, u, v = leading_pair_tile(matrix, start_tile(matrix, hint, K), iters, tol, noise, LOCG)
-        sigma = sigma.to(ACC) + poison
+        sigma = sigma.to(ACC) + 0 * tl.sum(spoiled, 0)
         u = u.to(ACC)
         if spectral_out is not None:
             tl.store(spectral_out + problem, sigma)
