@@ -95,7 +95,7 @@ def charged_by_all(z, exps, total, own_logit, own, columns, K, margin):
 
 @triton.jit
 def through_softmax(h, exps, total, columns, BLOCK_K: tl.constexpr):
-    """``p (h - <h, p>)``. h is taken relative to the row's top class, else a sure row loses its gradient to rounding."""
+    """``p (h - <h, p>)``, h relative to the row's top class: else a sure row loses its gradient to rounding."""
     top = tl.argmax(exps, 1)
     at_top = columns[None, :] == top[:, None]
     relative = h - tl.sum(tl.where(at_top, h, 0.0), 1)[:, None]

@@ -1,8 +1,8 @@
 """soft_confusion, symmetry_loss, spectral_loss and fair_cross_entropy: four choices among the terms of one computation.
 
-From logits and labels come sums by class (of probabilities, of a surrogate's rows, of losses), from these the terms. Up
-to ``SMALL`` classes a matrix of all pairs fits one program (``class_terms_small``); beyond, programs own a class each and
-samples are sorted (``class_terms_large``).
+From logits and labels come sums by class (of probabilities, of a surrogate's rows, of losses), from these the terms.
+Where a matrix of all pairs of classes fits one program, ``class_terms_small`` makes them; beyond, programs own a class
+each and samples are sorted (``class_terms_large``).
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def add_classes(
     ENTROPY: tl.constexpr, SMOOTHED: tl.constexpr, CHARGES: tl.constexpr, SURROGATE: tl.constexpr, ACC: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Sums by class over samples [begin, end): of weighted rates, of the surrogate's rows, of weights; a vector that is
-    NaN at classes with a row that is not finite (a product with zeros would spread it); losses, their divisor, samples."""
+    """Sums by class over samples [begin, end): of weighted rates, of the surrogate's rows, of weights; NaN for classes
+    with a row that is not finite (a product with zeros would spread it); losses, their divisor, number of samples."""
     columns = tl.arange(0, BLOCK_K)
     mass = tl.zeros((BLOCK_K, BLOCK_K), ACC)
     charges = tl.zeros((BLOCK_K, BLOCK_K), ACC)
@@ -106,9 +106,7 @@ def slots_of(present, COMPACT: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def symmetry_terms(
-    rates, counts, present, K, eps, IGNORE_ABSENT: tl.constexpr, MEAN: tl.constexpr, DAMPED: tl.constexpr
-):
+def symmetry_terms(rates, present, K, eps, IGNORE_ABSENT: tl.constexpr, MEAN: tl.constexpr, DAMPED: tl.constexpr):
     """The symmetry gap of the rates and its derivative by each of them."""
     columns = tl.arange(0, rates.shape[0])
     value, by_rate = pair_penalty(rates, tl.trans(rates), eps, DAMPED)
@@ -192,7 +190,7 @@ def store_terms(
         if CE_COUNTS:
             total += ce_weight * entropy
     if SYMMETRY:
-        gap, by_rate = symmetry_terms(rates, counts, present, K, eps, IGNORE_ABSENT, SYMMETRY_MEAN, DAMPED)
+        gap, by_rate = symmetry_terms(rates, present, K, eps, IGNORE_ABSENT, SYMMETRY_MEAN, DAMPED)
         gap += 0 * tl.sum(tl.sum(rates, 1), 0)  # also a NaN whose class has no partner
         if symmetry_out is not None:
             tl.store(symmetry_out + problem, gap)
@@ -201,8 +199,8 @@ def store_terms(
             by_rate = by_rate * sym_weight
         if coefficients_out is not None:
             store_coefficients(
-                coefficients_out + problem * rows * width, by_rate, counts, present, rows, width, COMPACT, IGNORE_ABSENT,
-                BLOCK_K,
+                coefficients_out + problem * rows * width, by_rate, counts, present, rows, width,
+                COMPACT, IGNORE_ABSENT, BLOCK_K,
             )  # fmt: skip
     if SPECTRAL:
         factor = divided(1.0, counts)
@@ -312,9 +310,9 @@ def class_terms(
     else:
         store_terms(
             mass, charges, counts, spoiled, losses, divisor, samples, problem, class_weight, start,
-            total_out, entropy_out, symmetry_out, spectral_out, confusion_out, counts_out, coefficients_out, u_out, v_out,
-            K, rows, width, class_weight_stride, start_stride,
-            number(ce_weight, ACC), number(sym_weight, ACC), number(spec_weight, ACC), number(eps, ACC), tol, noise, iters,
+            total_out, entropy_out, symmetry_out, spectral_out, confusion_out, counts_out, coefficients_out,
+            u_out, v_out, K, rows, width, class_weight_stride, start_stride, number(ce_weight, ACC),
+            number(sym_weight, ACC), number(spec_weight, ACC), number(eps, ACC), tol, noise, iters,
             NORMALIZE, ENTROPY, ENTROPY_MEAN, SYMMETRY, SYMMETRY_MEAN, IGNORE_ABSENT, DAMPED, SPECTRAL, SURROGATE, LOCG,
             FOLD, COMPACT, CE_COUNTS, SYM_COUNTS, SPEC_COUNTS, ACC, BLOCK_K,
         )  # fmt: skip
@@ -323,11 +321,11 @@ def class_terms(
 def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     """Fills the results.
 
-    Up to 1,024 samples: 1 launch. More: 3 (stretches, their sum, terms). The logits are read once, everything else is as
-    large as the labels or as the result, and up to 128 stretches' sums, K² numbers each.
+    Up to 1,024 samples: 1 launch. More: 3 (stretches, their sum, terms). The logits are read once; all else is as large
+    as the labels or as the result, or the sums of up to 128 stretches, K² numbers each.
     """
     logits = inputs.logits
-    batch, classes = logits.shape[-2:]
+    batch = logits.shape[-2]
     shape = blocks(logits)
     charges = terms.spectral and terms.surrogate != "soft"
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
