@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+from . import launch
+
+DISGUISE = tl.constexpr(launch.DISGUISE)
+
 
 @triton.jit
 def offset_of(problem, sizes, strides):
@@ -11,9 +15,16 @@ def offset_of(problem, sizes, strides):
     rest = tl.cast(problem, tl.int64)
     for reverse in tl.static_range(len(sizes)):
         d = len(sizes) - 1 - reverse
-        offset += (rest % sizes[d]) * strides[d]
-        rest = rest // sizes[d]
+        offset += (rest % undisguised(sizes[d])) * undisguised(strides[d])
+        rest = rest // undisguised(sizes[d])
     return offset
+
+
+@triton.jit
+def undisguised(number):
+    """A size or a stride out of a tuple, see ``launch.disguised``."""
+    number = tl.cast(number, tl.int64)
+    return tl.where(number < DISGUISE, number, (number - DISGUISE) >> 1)
 
 
 @triton.jit
