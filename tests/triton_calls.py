@@ -7,8 +7,9 @@ and must not be written: it would wait for the GPU and could not be captured in 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops import dispatch, triton_kernels
+from fairkernels.ops import samples as samples_module
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
@@ -49,7 +51,7 @@ predictions samples and classes."""
 class Call:
     """What one call did on the host."""
 
-    launches: tuple
+    launches: tuple[Any, ...]
     results: tuple[Tensor, ...]
     saved: tuple[Tensor, ...]
 
@@ -135,31 +137,44 @@ def of_size(name: str, s: Sample, size: tuple[int, ...]) -> Sample | None:
     return stretched(s, changes)
 
 
+def described(s: Sample, describe: Callable[[Tensor], Any]) -> str:
+    """The call with every tensor described, without what no kernel can depend on."""
+    plain = replace_tensors(s, describe)
+    return repr((plain.args, {k: v for k, v in plain.kwargs.items() if k not in ("seed", "num_classes")}))
+
+
 def kinds(name: str, dtype: torch.dtype) -> Iterator[Sample]:
     """The calls of the table that differ by more than by what the tensors hold."""
-    seen = set()
-    for s in samples(name, dtype):
-        kind = repr([(t.shape, t.stride()) for t in s.args], ) + repr(replace_tensors(s, lambda t: t.shape).kwargs)
-        if kind not in seen:
-            seen.add(kind)
-            yield s
+    found = {described(s, lambda t: (t.shape, t.stride(), t.dtype)): s for s in samples(name, dtype)}
+    yield from found.values()
 
 
 def option_kinds(name: str, dtype: torch.dtype) -> Iterator[Sample]:
     """The calls of the table that differ by their options."""
-    seen = set()
+    found: dict[str, Sample] = {}
     for s in samples(name, dtype):
-        options = replace_tensors(Sample(s.name, (), s.kwargs), lambda t: t.dim()).kwargs
-        kind = repr((s.args[0].dim(), {k: v for k, v in options.items() if k not in ("seed", "num_classes")}))
-        if kind not in seen and s.args[0].numel():
-            seen.add(kind)
-            yield s
+        if s.args[0].numel():
+            found.setdefault(described(s, lambda t: (t.dim(), t.dtype)), s)
+    yield from found.values()
 
 
-def calls(name: str, dtype: torch.dtype, sizes: Iterable[tuple[int, ...]] | None = None) -> Iterator[Sample]:
+def calls(name: str, dtype: torch.dtype) -> Iterator[Sample]:
     """All calls of the table as they stand, and every choice of options at every size."""
     yield from kinds(name, dtype)
-    for size in SIZES[name] if sizes is None else sizes:
+    for size in SIZES[name]:
         for s in option_kinds(name, dtype):
             if (longer := of_size(name, s, size)) is not None:
                 yield longer
+
+
+def of_every_batch(name: str, size: tuple[int, ...], batches: Iterable[int]) -> Iterator[list[Sample]]:
+    """For every choice of options the calls that differ by the number of samples alone, then by that of problems."""
+    is_batch = len(size) > 1 and OPERATORS[name].sized is not samples_module.sized_square
+    for s in option_kinds(name, torch.float32):
+        if (longer := of_size(name, s, size)) is None:
+            continue
+        if is_batch:
+            yield [c for b in batches if (c := of_size(name, s, (b, *size[1:]))) and c.args[0].numel() < 2**31]
+        if OPERATORS[name].batched:
+            problems = [replace_tensors(longer, lambda t, n=n: t.new_empty((n, *t.shape))) for n in batches if n > 1]
+            yield [c for c in problems if c.args[0].numel() < 2**31]
