@@ -36,3 +36,9 @@ def is_nan(x):
 def sign(x):
     """-1, 0 or 1; 0 for NaN."""
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def number(value, REAL: tl.constexpr):
+    """A Python float in this dtype. The kernel's parameter must be annotated ``tl.float64``, others arrive in fp32."""
+    return tl.full((), value, REAL)
