@@ -13,10 +13,10 @@ def offset_of(problem, sizes, strides):
     """Where problem number ``problem`` begins, in elements; sizes and strides of its leading dimensions."""
     offset = tl.cast(0, tl.int64)
     rest = tl.cast(problem, tl.int64)
-    for reverse in tl.static_range(len(sizes)):
-        d = len(sizes) - 1 - reverse
-        offset += (rest % undisguised(sizes[d])) * undisguised(strides[d])
-        rest = rest // undisguised(sizes[d])
+    for d in tl.static_range(1, len(sizes) + 1):  # an index that is computed here would be no constant to the compiler
+        size = undisguised(sizes[len(sizes) - d])
+        offset += (rest % size) * undisguised(strides[len(sizes) - d])
+        rest = rest // size
     return offset
 
 
