@@ -140,7 +140,7 @@ def timed(tried: Launch, timer: Timer) -> float:
 def specialisation(given: Launch) -> Hashable:
     """What a kernel is compiled for: types, places and options; not the sizes, which follow from the batch."""
     kinds = ((arg.dtype, arg.device) if isinstance(arg, Tensor) else type(arg) for arg in given.args)
-    return id(given.kernel), tuple(kinds), tuple(sorted(given.options.items(), key=repr))
+    return given.kernel, tuple(kinds), tuple(sorted(given.options.items(), key=repr))
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------
