@@ -353,9 +353,10 @@ def test_launches_are_recorded_and_run_only_if_they_shall():
 
 
 @pytest.mark.parametrize("numbers", [(1,), (0,), (2,), (16, 1, 2**40), (17, 0, 3)])
-def test_numbers_of_a_tuple_all_look_alike(numbers):
-    disguised = launch.disguised(numbers)
+def test_sizes_of_leading_dimensions_all_look_alike(numbers):
+    disguised = launch.disguised(launch.Leading(numbers))
     assert [(n - launch.DISGUISE) >> 1 if n >= launch.DISGUISE else n for n in disguised] == list(numbers)
+    assert launch.disguised(numbers) is numbers
     assert numbers in ((1,), (0,)) or all(n % 2 == 1 and 2**62 < n < 2**63 for n in disguised)
 
 

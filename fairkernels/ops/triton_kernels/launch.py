@@ -37,14 +37,11 @@ _recorders: list[tuple[list[Launch], bool]] = []
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = False, **options: Any) -> None:
     """Run a kernel; where a dimension of the grid is 0 there is nothing to do.
 
-    Tuples among the arguments are sizes and strides of leading dimensions; kernels read them with ``offset_of``.
     ``in_place`` says of a kernel that it writes what it reads, so that it must not be run for a measurement.
     """
     if 0 in grid:
         return
-    this = Launch(
-        kernel, grid, tuple(disguised(arg) if isinstance(arg, tuple) else arg for arg in args), options, in_place
-    )
+    this = Launch(kernel, grid, tuple(map(disguised, args)), options, in_place)
     for launches, _ in _recorders:
         launches.append(this)
     if all(runs for _, runs in _recorders):
@@ -155,7 +152,11 @@ def power_of_2(n: int, least: int = 1) -> int:
     return max(triton.next_power_of_2(max(n, 1)), least)
 
 
-def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+class Leading(tuple[int, ...]):
+    """Sizes or strides of leading dimensions, as kernels read them with ``offset_of``."""
+
+
+def problems(tensor: Tensor | None, inner: int) -> tuple[Leading, Leading]:
     """Sizes and strides of the leading dimensions, all but the last ``inner``; neighbours that lie like one are joined.
 
     Kernels find a problem's first element with them (``offset_of``), so no layout has to be copied.
@@ -163,7 +164,7 @@ def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[
     sizes: list[int] = [1]
     strides: list[int] = [0]
     if tensor is None:
-        return (1,), (0,)
+        return Leading((1,)), Leading((0,))
     for size, stride in zip(tensor.shape[: tensor.dim() - inner], tensor.stride(), strict=False):
         if size == 1:
             continue
@@ -172,19 +173,21 @@ def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[
         else:
             sizes.append(size)
             strides.append(stride)
-    return tuple(sizes), tuple(strides)
-
-
-def disguised(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers of a tuple as ``offset_of`` reads them: large and odd, unless there is but one problem.
-
-    Triton compiles a kernel again when a number of a tuple becomes 1, a multiple of 16, or leaves 32 bits; what
-    ``do_not_specialize`` says holds for single numbers only. Of numbers that look alike there is one kernel.
-    """
-    return numbers if numbers in ((1,), (0,)) else tuple(DISGUISE + 2 * number + 1 for number in numbers)
+    return Leading(sizes), Leading(strides)
 
 
 DISGUISE = 2**62
+
+
+def disguised(arg: Any) -> Any:
+    """Sizes and strides of leading dimensions as large odd numbers, unless there is but one problem.
+
+    Triton compiles a kernel again when a number of a tuple becomes 1, a multiple of 16, or leaves 32 bits; what
+    ``do_not_specialize`` says holds for single numbers only. For numbers that look alike there is one kernel.
+    """
+    if not isinstance(arg, Leading):
+        return arg
+    return tuple(arg) if arg in ((1,), (0,)) else tuple(DISGUISE + 2 * number + 1 for number in arg)
 
 
 def count(sizes: Sequence[int]) -> int:
