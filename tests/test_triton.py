@@ -31,6 +31,7 @@ from triton_calls import (
     launches_of,
     of_size,
     operator_arguments,
+    with_problems,
     without_data,
 )
 
@@ -210,13 +211,9 @@ def test_grids_fit_a_gpu(name):
     """Beyond the first dimension a grid has 65,535 programs at most."""
     with without_data():
         for s in calls(name, torch.float32):
-            many = (
-                s
-                if not OPERATORS[name].batched
-                else replace_tensors(s, lambda t: t.new_empty((70_000, *t.shape), device="meta"))
-            )
-            for this in launches_of(name, many):
-                assert all(size < 2**31 for size in this.grid), f"{s.name}: {this.name}"
+            args = operator_arguments(name, s)
+            for this in launches_of(name, with_problems(args, 70_000) if OPERATORS[name].batched else args):
+                assert all(size < 2**31 for size in this.grid), f"{s.name}: {this.name} {this.grid}"
                 assert all(size < 2**16 for size in this.grid[1:]), f"{s.name}: {this.name} {this.grid}"
 
 
@@ -227,7 +224,7 @@ def test_the_table_has_several_programs_and_ragged_tails_for_every_kernel(name):
     programs, ragged = defaultdict(int), defaultdict(bool)
     with without_data():
         for s in samples(name):
-            for this in launches_of(name, s):
+            for this in launches_of(name, operator_arguments(name, s)):
                 programs[this.name] = max(programs[this.name], prod(this.grid))
                 blocks = [v for k, v in this.options.items() if type(v) is int and k.isupper() and v > 1]
                 numbers = [arg for arg in this.args if type(arg) is int and arg > 0]
@@ -353,11 +350,18 @@ def test_launches_are_recorded_and_run_only_if_they_shall():
 
 
 @pytest.mark.parametrize("numbers", [(1,), (0,), (2,), (16, 1, 2**40), (17, 0, 3)])
-def test_sizes_of_leading_dimensions_all_look_alike(numbers):
-    disguised = launch.disguised(launch.Leading(numbers))
-    assert [(n - launch.DISGUISE) >> 1 if n >= launch.DISGUISE else n for n in disguised] == list(numbers)
-    assert launch.disguised(numbers) is numbers
-    assert numbers in ((1,), (0,)) or all(n % 2 == 1 and 2**62 < n < 2**63 for n in disguised)
+def test_sizes_of_several_problems_all_look_alike(numbers):
+    plain, (disguised,) = launch.disguised((numbers, (launch.Leading(numbers),)))
+    assert plain == numbers
+    assert [(number - launch.DISGUISE) >> 1 for number in disguised] == list(numbers)
+    assert all(number % 2 == 1 and 2**62 < number < 2**63 for number in disguised)
+
+
+def test_leading_dimensions_that_lie_like_one_are_joined():
+    assert launch.problems(torch.ones(4, 5), 2) == launch.problems(None, 2) == ((1,), (0,))
+    assert launch.problems(torch.ones(2, 3, 4, 5), 2) == ((6,), (20,))
+    assert launch.problems(torch.ones(2, 1, 3, 4, 5).transpose(0, 2), 2) == ((3, 2), (20, 60))
+    assert launch.problems(torch.ones(3, 4, 5)[None].expand(2, 3, 4, 5), 2) == ((2, 3), (0, 20))
 
 
 def timer_that_prefers(kernel, **best):

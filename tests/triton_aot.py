@@ -131,21 +131,29 @@ class Specialisation:
             yield self.name, parameter
 
     def __str__(self) -> str:
-        fixed = [f"{p.name}={p.known}" for p in self.parameters if p.fixed]
+        """Types of pointers, fixed values (those that are None or False are left out), what is known of the others."""
         types: dict[str, list[str]] = defaultdict(list)
+        others = []
         for p in self.parameters:
             if p.is_pointer:
                 types[p.type[1:]].append(p.name + ("" if p.known == "D" else " (not aligned)"))
-        known = [f"16 | {p.name}" for p in self.parameters if not p.is_pointer and p.known == "D"]
-        wide = [f"{p.name}: i64" for p in self.parameters if p.type == "i64"]
-        tuples = [f"{p.name}: {len(p.type)} dimensions" for p in self.parameters if isinstance(p.type, tuple)]
-        tuples = [text.replace("1 dimensions", "1 dimension") for text in tuples]
-        single = [
-            f"{p.name}: one problem" for p in self.parameters if isinstance(p.type, tuple) and p.type == ("constexpr",)
-        ]
+            elif p.type == "constexpr" and p.known is True:
+                others.append(p.name)
+            elif p.type == "constexpr" and p.known is not None and p.known is not False:
+                others.append(f"{p.name}={p.known}")
+            elif p.type != "constexpr" and number(p.type, p.known) not in ("n", "x"):
+                others.append(f"{p.name}={number(p.type, p.known)}")
         settings = [f"{name}={value}" for name, value in self.settings]
-        pointers = [f"{dtype}: {' '.join(names)}" for dtype, names in types.items()]
-        return "; ".join([*pointers, *fixed, *known, *wide, *(single or tuples), *settings])
+        return "; ".join([*(f"{dtype}: {' '.join(names)}" for dtype, names in types.items()), *others, *settings])
+
+
+def number(type_: Any, known: Any) -> str:
+    """What is known of a number or a tuple of numbers: its value, that it is a multiple of 16, that it is wide."""
+    if isinstance(type_, tuple):
+        return "(" + " ".join(map(number, type_, known)) + ")"
+    if type_ == "constexpr":
+        return str(known)
+    return ("16" if known == "D" else "") + {"i32": "n", "i64": "N", "fp32": "x", "fp64": "x"}.get(type_, str(type_))
 
 
 # --- which specialisations there are ------------------------------------------------------------------------------
@@ -190,7 +198,7 @@ def distinct(launches: Iterable[Any]) -> list[Specialisation]:
 
 def every_specialisation(quick: bool) -> list[Specialisation]:
     from cases import DTYPES, torch
-    from triton_calls import WITH_KERNELS, calls, launches_of, without_data
+    from triton_calls import WITH_KERNELS, calls, launches_of, operator_arguments, without_data
 
     activate(TARGETS[0])
     dtypes = (torch.float32,) if quick else DTYPES
@@ -200,22 +208,25 @@ def every_specialisation(quick: bool) -> list[Specialisation]:
             for name in WITH_KERNELS
             for dtype in dtypes
             for s in calls(name, dtype)
-            for launch in launches_of(name, s)
+            for launch in launches_of(name, operator_arguments(name, s))
         )
 
 
 def covering(every: list[Specialisation]) -> list[Specialisation]:
     """Few of them that have all features; those with most features that are still missing first."""
     missing = {feature for this in every for feature in this.features()}
-    chosen, waiting = [], {str(this): this for this in sorted(every, key=lambda this: (this.name, str(this)))}
+    chosen, waiting = [], sorted(every, key=in_words)
     while missing:
-        gains = {text: len(missing.intersection(this.features())) for text, this in waiting.items()}
-        text = max(gains, key=lambda text: gains[text])
-        waiting = {other: this for other, this in waiting.items() if gains[other]}
-        this = waiting.pop(text)
-        missing.difference_update(this.features())
-        chosen.append(this)
-    return sorted(chosen, key=lambda this: (this.name, str(this)))
+        gains = [len(missing.intersection(this.features())) for this in waiting]
+        best = waiting[gains.index(max(gains))]
+        waiting = [this for this, gain in zip(waiting, gains, strict=True) if gain and this is not best]
+        missing.difference_update(best.features())
+        chosen.append(best)
+    return sorted(chosen, key=in_words)
+
+
+def in_words(this: Specialisation) -> tuple[str, str]:
+    return this.name, str(this)
 
 
 # --- compiling ----------------------------------------------------------------------------------------------------
@@ -340,9 +351,9 @@ def recompilations() -> Iterator[str]:
     with without_data():
         for name in WITH_KERNELS:
             for size in SIZES[name]:
-                for several in of_every_batch(name, size, BATCHES):
-                    where = f"{name} {list(size)} {several[0].name if several else ''}"
-                    yield from repeated(where, distinct(launch for s in several for launch in launches_of(name, s)))
+                for sample, several in of_every_batch(name, size, BATCHES):
+                    launches = (launch for args in several for launch in launches_of(name, args))
+                    yield from repeated(f"{name} {list(size)}, {sample}", distinct(launches))
 
 
 def repeated(where: str, found: list[Specialisation]) -> Iterator[str]:

@@ -67,10 +67,6 @@ def without_data() -> Iterator[None]:
     dispatch.choose.cache_clear()
 
 
-def called(name: str, s: Sample) -> Call:
-    return forward(name, operator_arguments(name, s))
-
-
 def operator_arguments(name: str, s: Sample) -> tuple:
     """What the public function hands to its operator; it has validated the call and expanded what is shared."""
     return handed_on(name, replace_tensors(s, empty_like))
@@ -93,9 +89,8 @@ def backward(name: str, args: tuple, saved: tuple[Tensor, ...], first: Tensor) -
     return Call(tuple(launches), grads, ())
 
 
-def launches_of(name: str, s: Sample) -> Iterator:
+def launches_of(name: str, args: tuple) -> Iterator:
     """Those of the forward and of the backward."""
-    args = operator_arguments(name, s)
     there = forward(name, args)
     yield from there.launches
     if OPERATORS[name].differentiable:
@@ -168,14 +163,24 @@ def calls(name: str, dtype: torch.dtype) -> Iterator[Sample]:
                 yield longer
 
 
-def of_every_batch(name: str, size: tuple[int, ...], batches: Iterable[int]) -> Iterator[list[Sample]]:
+def with_problems(args: tuple, count: int) -> tuple:
+    """The arguments of an operator with one more leading dimension."""
+    return tuple(arg.new_empty((count, *arg.shape)) if isinstance(arg, Tensor) else arg for arg in args)
+
+
+def of_every_batch(name: str, size: tuple[int, ...], batches: Iterable[int]) -> Iterator[tuple[str, list[tuple]]]:
     """For every choice of options the calls that differ by the number of samples alone, then by that of problems."""
     is_batch = len(size) > 1 and OPERATORS[name].sized is not samples_module.sized_square
     for s in option_kinds(name, torch.float32):
         if (longer := of_size(name, s, size)) is None:
             continue
+        args = operator_arguments(name, longer)
         if is_batch:
-            yield [c for b in batches if (c := of_size(name, s, (b, *size[1:]))) and c.args[0].numel() < 2**31]
+            several = [of_size(name, s, (batch, *size[1:])) for batch in batches]
+            yield s.name, within_32_bits(operator_arguments(name, other) for other in several if other)
         if OPERATORS[name].batched:
-            problems = [replace_tensors(longer, lambda t, n=n: t.new_empty((n, *t.shape))) for n in batches if n > 1]
-            yield [c for c in problems if c.args[0].numel() < 2**31]
+            yield s.name, within_32_bits(with_problems(args, count) for count in batches if count > 1)
+
+
+def within_32_bits(calls: Iterable[tuple]) -> list[tuple]:
+    return [args for args in calls if args[0].numel() < 2**31]

@@ -153,19 +153,18 @@ def power_of_2(n: int, least: int = 1) -> int:
 
 
 class Leading(tuple[int, ...]):
-    """Sizes or strides of leading dimensions, as kernels read them with ``offset_of``."""
+    """Sizes or strides of several problems, as kernels read them with ``offset_of``."""
 
 
-def problems(tensor: Tensor | None, inner: int) -> tuple[Leading, Leading]:
+def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes and strides of the leading dimensions, all but the last ``inner``; neighbours that lie like one are joined.
 
     Kernels find a problem's first element with them (``offset_of``), so no layout has to be copied.
     """
     sizes: list[int] = [1]
     strides: list[int] = [0]
-    if tensor is None:
-        return Leading((1,)), Leading((0,))
-    for size, stride in zip(tensor.shape[: tensor.dim() - inner], tensor.stride(), strict=False):
+    leading = [] if tensor is None else list(zip(tensor.shape, tensor.stride(), strict=True))[: tensor.dim() - inner]
+    for size, stride in leading:
         if size == 1:
             continue
         if strides[-1] == size * stride or sizes[-1] == 1:
@@ -173,21 +172,21 @@ def problems(tensor: Tensor | None, inner: int) -> tuple[Leading, Leading]:
         else:
             sizes.append(size)
             strides.append(stride)
-    return Leading(sizes), Leading(strides)
+    return ((1,), (0,)) if sizes == [1] else (Leading(sizes), Leading(strides))
 
 
 DISGUISE = 2**62
 
 
 def disguised(arg: Any) -> Any:
-    """Sizes and strides of leading dimensions as large odd numbers, unless there is but one problem.
+    """An argument whose sizes and strides of several problems, wherever in it, have become large odd numbers.
 
     Triton compiles a kernel again when a number of a tuple becomes 1, a multiple of 16, or leaves 32 bits; what
     ``do_not_specialize`` says holds for single numbers only. For numbers that look alike there is one kernel.
     """
-    if not isinstance(arg, Leading):
-        return arg
-    return tuple(arg) if arg in ((1,), (0,)) else tuple(DISGUISE + 2 * number + 1 for number in arg)
+    if isinstance(arg, Leading):
+        return tuple(DISGUISE + 2 * number + 1 for number in arg)
+    return tuple(map(disguised, arg)) if type(arg) is tuple else arg
 
 
 def count(sizes: Sequence[int]) -> int:
