@@ -183,11 +183,11 @@ def batch(make, samples, classes, *leading, count=None):
     return make.normal(*leading, samples, classes, scale=2.0), torch.where(labels % 7 == 3, IGNORE, labels)
 
 
-SHAPES = {
+SHAPES = {  # these kernels serve any number of classes, and few are run faster
     "fewer samples than classes": (9, 150),
-    "more samples than classes": (200, 130),
-    "few classes present": (40, 300),
-    "problems": (6, 131, 2, 2),
+    "more samples than classes": (40, 19),
+    "few classes present": (11, 23),
+    "problems": (5, 17, 2),
 }
 CALLS = [
     ("soft_confusion", {}),
@@ -217,16 +217,18 @@ NAMES = [f"{name}: {', '.join(f'{key} {value}' for key, value in changed.items()
 @pytest.fixture(params=["whole rows", "rows in pieces"])
 def pieces(request):
     if request.param == "whole rows":
-        yield
+        yield False
         return
-    longest = dict.fromkeys(class_rates.LONGEST_ROW, 256)  # pieces of 64
-    with patch.object(class_rates, "LONGEST_ROW", {dtype: 128 for dtype in longest}):
-        yield
+    with patch.object(class_rates, "LONGEST_ROW", dict.fromkeys(class_rates.LONGEST_ROW, 16)):
+        yield True
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("name", "changed"), CALLS, ids=NAMES)
 def test_no_less_accurate_than_plain_pytorch(name, changed, shape, pieces):
+    if pieces and SHAPES[shape][1] > 100:
+        pytest.skip("many pieces")
     for dtype in (torch.float64, torch.float32):
-        logits, labels = batch(Maker(dtype, DEVICE), *SHAPES[shape])
+        count = 4 if shape == "few classes present" else None
+        logits, labels = batch(Maker(dtype, DEVICE), *SHAPES[shape], count=count)
         check(name, (logits, labels, *options(name, **changed)))

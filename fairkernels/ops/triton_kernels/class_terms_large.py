@@ -87,7 +87,7 @@ def terms_of_sums(
                 v = tl.load(right + problem * K + label, mask=is_class, other=0)
                 tl.store(v_out + problem * K + label, v, mask=is_class)
     if total_out is not None:
-        tl.store(total_out + problem, total)
+        tl.store(total_out + problem, total.to(REAL))  # from there to half precision
 
 
 def forward_large(inputs: Inputs, terms: Terms, results: Results) -> None:
