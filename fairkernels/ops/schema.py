@@ -155,7 +155,7 @@ OPERATORS: dict[str, Operator] = {
             cost="O(B·K + K²) time, O(B + K²) memory; backward O(B·K) both",
             traffic=traffic.soft_confusion,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="symmetry_gap",
@@ -183,7 +183,7 @@ OPERATORS: dict[str, Operator] = {
             "backward O(B·K) both",
             traffic=traffic.logits_loss,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="spectral_norm",
@@ -213,7 +213,7 @@ OPERATORS: dict[str, Operator] = {
             "step, O(B + K) memory; backward O(B·K) both",
             traffic=traffic.logits_loss,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
@@ -232,7 +232,7 @@ OPERATORS: dict[str, Operator] = {
             differentiable=1,
             saved=("coefficients", "u", "v"),
             gives_gradient=_fair_cross_entropy_gives_gradient,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(

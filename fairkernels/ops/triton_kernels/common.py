@@ -9,10 +9,9 @@ def offset_of(problem, sizes, strides):
     """Where problem number ``problem`` begins, in elements; sizes and strides of its leading dimensions."""
     offset = tl.cast(0, tl.int64)
     rest = tl.cast(problem, tl.int64)
-    for reverse in tl.static_range(len(sizes)):
-        d = len(sizes) - 1 - reverse
-        offset += (rest % sizes[d]) * strides[d]
-        rest = rest // sizes[d]
+    for d in tl.static_range(1, len(sizes) + 1):  # an index that is computed here would be no constant to the compiler
+        offset += (rest % sizes[len(sizes) - d]) * strides[len(sizes) - d]
+        rest = rest // sizes[len(sizes) - d]
     return offset
 
 
