@@ -276,7 +276,7 @@ OPERATORS: dict[str, Operator] = {
             sized=samples.sized_hard_batch,
             cost="O(B + K²) time, O(K²) memory",
             traffic=traffic.confusion_counts,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="trades_kl",
@@ -289,7 +289,7 @@ OPERATORS: dict[str, Operator] = {
             cost="O(B·K) time, O(B + K) memory; backward O(B·K) both",
             traffic=traffic.trades_kl,
             differentiable=2,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy={torch.float64: 2e-15},  # the reference's: its gradient cancels in confident rows
         ),
         Operator(
