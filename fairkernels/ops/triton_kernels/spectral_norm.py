@@ -604,7 +604,7 @@ class Steps:
     """The iteration on the Gram matrix of the shorter side of each problem, and its memory."""
 
     CHUNK, CHUNKS = 32, 32
-    BLOCK = 128  # of vectors
+    BLOCK = 256  # of vectors
 
     def __init__(self, matrix: Tensor, steering: tuple[int, float, float, bool], nonnegative: bool) -> None:
         self.matrix = matrix
@@ -648,7 +648,7 @@ class Steps:
             (self.problems * tiles * tiles, splits),
             self.matrix, self.largest, gram,
             self.short, self.long, self.width, tiles, splits, long_each, *self.strides, *self.layout,
-            num_warps=4,
+            num_warps=8,
             REAL=self.real, BLOCK=block, CHUNK=self.CHUNK, CHUNKS=self.CHUNKS,
         )  # fmt: skip
         return gram.sum(1) if splits > 1 else gram
