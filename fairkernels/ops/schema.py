@@ -249,7 +249,7 @@ OPERATORS: dict[str, Operator] = {
             traffic=traffic.pgd_step,
             batched=False,
             writes_into=True,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="random_start",
