@@ -94,6 +94,15 @@ def parameter(values, value, first, index, inside, sizes, strides, REAL: tl.cons
 
 
 @triton.jit
+def per_sample(values, value, at, here, REAL: tl.constexpr):
+    """One number for all samples, or what a tensor holds for them."""
+    if values is None:
+        return number(value, REAL)
+    else:
+        return tl.load(values + at, mask=here).to(REAL)
+
+
+@triton.jit
 def clip(values, low, high):
     """Into [low, high]; NaN in any of the three stays."""
     raised = tl.maximum(values, low, propagate_nan=tl.PropagateNan.ALL)

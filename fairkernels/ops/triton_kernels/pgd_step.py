@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import number, sign
-from .elementwise import clip, element_offset, index_type, memory_order, parameter, step_of, walk
+from .common import sign
+from .elementwise import clip, element_offset, index_type, memory_order, parameter, per_sample, step_of, walk
 from .launch import cdiv, launch, power_of_2
 
 PARTIALS = 256
@@ -154,9 +154,7 @@ def linf_kernel(
 
 
 @triton.jit
-def linf_block(
-    images, tensors, numbers, index, inside, sizes, strides, TARGETED: tl.constexpr, STRAIGHT: tl.constexpr
-):
+def linf_block(images, tensors, numbers, index, inside, sizes, strides, TARGETED: tl.constexpr, STRAIGHT: tl.constexpr):
     x_adv, grad, x, out = images
     alphas, epsilons, lows, highs, mask = tensors
     alpha, eps, low, high = numbers
@@ -176,9 +174,7 @@ def linf_block(
 
     moved = clip(start + step * sign(slope), centre - radius, centre + radius)
     moved = clip(moved, lowest, highest)
-    tl.store(
-        out + element_offset(index, sizes, strides[3], STRAIGHT), moved.to(out.dtype.element_ty), mask=inside
-    )
+    tl.store(out + element_offset(index, sizes, strides[3], STRAIGHT), moved.to(out.dtype.element_ty), mask=inside)
 
 
 # --- l2 -----------------------------------------------------------------------------------------------------------
@@ -247,14 +243,8 @@ def l2_tile(sources, sample, index, inside, firsts, sizes, strides, STRAIGHT: tl
 @triton.jit
 def l2_sizes(alphas, epsilons, alpha, eps, sample, here, firsts, TARGETED: tl.constexpr, REAL: tl.constexpr):
     """Step size, signed, and radius of the samples."""
-    if alphas is None:
-        step = number(alpha, REAL)
-    else:
-        step = tl.load(alphas + sample * firsts[4], mask=here).to(REAL)
-    if epsilons is None:
-        radius = number(eps, REAL)
-    else:
-        radius = tl.load(epsilons + sample * firsts[5], mask=here).to(REAL)
+    step = per_sample(alphas, alpha, sample * firsts[4], here, REAL)
+    radius = per_sample(epsilons, eps, sample * firsts[5], here, REAL)
     if TARGETED:
         step = -step
     return step, radius
@@ -262,7 +252,7 @@ def l2_sizes(alphas, epsilons, alpha, eps, sample, here, firsts, TARGETED: tl.co
 
 @triton.jit
 def shrink_factor(squared, radius):
-    """What brings a perturbation of this squared length back into the ball; NaN stays NaN, and rounding below 0 is 0."""
+    """What brings a perturbation of this squared length back into the ball; NaN stays NaN, below 0 is rounding."""
     return tl.where(squared <= radius * radius, 1.0, radius / tl.sqrt(squared))
 
 

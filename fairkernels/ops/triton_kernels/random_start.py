@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import number
-from .elementwise import clip, element_offset, index_type, parameter, step_of, walk
+from .elementwise import clip, element_offset, index_type, parameter, per_sample, step_of, walk
 from .launch import cdiv, launch, power_of_2
 from .philox import in_order, uniform, words
 
@@ -218,10 +217,7 @@ def turn(share):
 @triton.jit
 def scale_of(squared, epsilons, eps, seed, sample, n, here, firsts):
     """What makes a direction of this squared length a point uniform in the ball: radius u^(1/n) / length."""
-    if epsilons is None:
-        radius = number(eps, tl.float64)
-    else:
-        radius = tl.load(epsilons + sample * firsts[2], mask=here).to(tl.float64)
+    radius = per_sample(epsilons, eps, sample * firsts[2], here, tl.float64)
     first, _, _, _ = words(sample, 1, seed)
     share = uniform(first, tl.float64)
     share = tl.where(share > 0, tl.exp(tl.log(tl.where(share > 0, share, 1)) / n), 0)
