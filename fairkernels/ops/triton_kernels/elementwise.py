@@ -35,7 +35,8 @@ class Walk:
 
 def memory_order(tensor: Tensor, dims: Sequence[int]) -> list[int]:
     """Dimensions from the outermost to the innermost in memory."""
-    return sorted(dims, key=lambda d: -tensor.stride(d))
+    strides = tensor.stride()
+    return sorted(dims, key=lambda d: -strides[d])
 
 
 def walk(order: Sequence[int], shape: Sequence[int], operands: Sequence[Tensor | None]) -> Walk:

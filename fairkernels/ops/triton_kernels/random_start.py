@@ -75,8 +75,20 @@ def l2_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> N
     sums = x.new_empty((samples, chunks), dtype=torch.float64)
     launch(l2_sums_kernel, (samples * chunks,), sums, seed, n, chunk, chunks, BLOCK=block, num_warps=4)
     blocks = cdiv(reach, block)
-    args = (*operands, *numbers, seed, sums, n, blocks, chunks, *layout)
-    launch(l2_place_kernel, (samples * blocks,), *args, **options, BLOCK=block, CHUNKS=PARTIALS, num_warps=4)
+    chunked = (sums, n, blocks, chunks)
+    launch(
+        l2_place_kernel,
+        (samples * blocks,),
+        *operands,
+        *numbers,
+        seed,
+        *chunked,
+        *layout,
+        **options,
+        BLOCK=block,
+        CHUNKS=PARTIALS,
+        num_warps=4,
+    )
 
 
 # --- linf ---------------------------------------------------------------------------------------------------------
