@@ -1,6 +1,7 @@
 # make demo      the main job, on data that ships with scikit-learn
-# make test      the tests that take seconds each
-# make test-all  all tests
+# make test      the tests that take seconds each, then those of the Triton kernels on Triton's interpreter
+# make test-all  all tests, likewise
+# make budget    what the Triton kernels need, as compiled: tests/triton_budget.json and docs/triton.md
 # make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
 # make bench     every operator on its whole grid beside all rivals: at most ten minutes, then docs/benchmarks.md
 # make docs      docs/operators.md from the operator table and the docstrings
@@ -15,16 +16,24 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 # One thread in each of a few processes is faster than many threads in one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
-.PHONY: demo test test-all fuzz bench docs lint
+# Interpreted kernels and compiled ones can not share a process, and triton reads this when it is imported.
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) -k "triton and not aot"
+
+.PHONY: demo test test-all budget fuzz bench docs lint
 
 demo: .venv/.ready
 	$(BIN)/fairkernels demo
 
 test: .venv/.ready
 	$(PYTEST) -m "not slow" tests
+	$(INTERPRETED) -m "not slow" tests
 
 test-all: .venv/.ready
 	$(PYTEST) tests
+	$(INTERPRETED) tests
+
+budget: .venv/.ready
+	$(BIN)/python tests/triton_aot.py --write
 
 fuzz: .venv/.ready
 	$(BIN)/python tests/fuzz/run.py --calls 20000

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import re
+from collections import Counter
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # it would serve graphs of an operator's old schema
 
 import pytest
 import torch
-from cases import BACKENDS
+from cases import BACKENDS, NAMES
 
 NAN_BYTES = 0x100  # glibc fills fresh memory with (value ^ 0xff): bytes that are NaN in every floating dtype
 M_PERTURB = -6
@@ -40,3 +42,13 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Of interpreted kernels, how many tests of each operator have passed: those whose parameters name both."""
+    if "triton" not in BACKENDS:
+        return
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", ())]
+    parameters = [set(re.split(r"[\[\]-]", node.partition("::")[2])) for node in passed]
+    counts = Counter(name for found in parameters for name in NAMES if name in found)
+    terminalreporter.write_line("passed on Triton's interpreter: " + (", ".join(f"{n} {c}" for n, c in counts.items())))

@@ -155,7 +155,7 @@ OPERATORS: dict[str, Operator] = {
             cost="O(B·K + K²) time, O(B + K²) memory; backward O(B·K) both",
             traffic=traffic.soft_confusion,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="symmetry_gap",
@@ -168,7 +168,7 @@ OPERATORS: dict[str, Operator] = {
             cost="O(K²) time, O(K) memory; backward O(K²) both",
             traffic=traffic.symmetry_gap,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="symmetry_loss",
@@ -183,7 +183,7 @@ OPERATORS: dict[str, Operator] = {
             "backward O(B·K) both",
             traffic=traffic.logits_loss,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="spectral_norm",
@@ -197,7 +197,7 @@ OPERATORS: dict[str, Operator] = {
             "O(M·N) memory; backward O(M·N) both",
             traffic=traffic.spectral_norm,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
@@ -213,7 +213,7 @@ OPERATORS: dict[str, Operator] = {
             "step, O(B + K) memory; backward O(B·K) both",
             traffic=traffic.logits_loss,
             differentiable=1,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
@@ -232,7 +232,7 @@ OPERATORS: dict[str, Operator] = {
             differentiable=1,
             saved=("coefficients", "u", "v"),
             gives_gradient=_fair_cross_entropy_gives_gradient,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy=_SPECTRAL_ACCURACY,
         ),
         Operator(
@@ -276,7 +276,7 @@ OPERATORS: dict[str, Operator] = {
             sized=samples.sized_hard_batch,
             cost="O(B + K²) time, O(K²) memory",
             traffic=traffic.confusion_counts,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="trades_kl",
@@ -289,7 +289,7 @@ OPERATORS: dict[str, Operator] = {
             cost="O(B·K) time, O(B + K) memory; backward O(B·K) both",
             traffic=traffic.trades_kl,
             differentiable=2,
-            kernels=NATIVE,
+            kernels=COMPILED,
             accuracy={torch.float64: 2e-15},  # the reference's: its gradient cancels in confident rows
         ),
         Operator(

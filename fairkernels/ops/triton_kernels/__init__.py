@@ -41,7 +41,9 @@ def missing(device: str) -> str | None:
         return None
     if device != "cpu":
         return f"there are no triton kernels for {device} tensors"
-    return None if interpreted() else "triton kernels need a GPU tensor, or TRITON_INTERPRET=1 before triton is imported"
+    return (
+        None if interpreted() else "triton kernels need a GPU tensor, or TRITON_INTERPRET=1 before triton is imported"
+    )
 
 
 def interpreted() -> bool:

@@ -1,21 +1,19 @@
 """soft_confusion, symmetry_loss, spectral_loss and fair_cross_entropy: four choices among the terms of one computation.
 
-From logits and labels come sums by class (of probabilities, of a surrogate's rows, of losses), from these the terms. Up
-to ``SMALL`` classes a matrix of all pairs fits one program (``class_terms_small``); beyond, programs own a class each and
-samples are sorted (``class_terms_large``).
+From logits and labels come sums by class (of probabilities, of a surrogate's rows, of losses), from these the terms.
+Where a matrix of all pairs of classes fits one program, ``class_terms_small`` makes them; beyond, programs own a class
+each and samples are sorted (``class_terms_large``).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..schema import OPERATORS
-
-SMALL = 128
+from .. import fakes
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class Terms:
     iters: int | None = None
     tol: float | None = None
     fold: bool = False  # whether u is kept as the backward wants it: times spec_weight / n
+
+    @property
+    def confusion_only(self) -> bool:
+        """Whether the upstream gradient is that of the confusion matrix, not of a total."""
+        return not (self.entropy or self.symmetry or self.spectral)
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,186 @@ class Upstream:
     counts: Tensor | None = None
     u: Tensor | None = None
     v: Tensor | None = None
+
+
+# --- the regimes --------------------------------------------------------------------------------------------------
+
+
+def fits_one_program(logits: Tensor, terms: Terms) -> bool:
+    """Whether a matrix of all pairs of classes stays in registers; with a surrogate of its own there are two."""
+    two = terms.spectral and terms.surrogate != "soft"
+    return logits.shape[-1] <= (64 if logits.dtype == torch.float64 or two else 128)
+
+
+def forward(inputs: Inputs, terms: Terms, results: Results) -> None:
+    if fits_one_program(inputs.logits, terms):
+        from .class_terms_small import forward_small
+
+        forward_small(inputs, terms, results)
+    else:
+        from .class_terms_large import forward_large
+
+        forward_large(inputs, terms, results)
+
+
+def backward(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
+    if fits_one_program(inputs.logits, terms):
+        from .class_terms_small import backward_small
+
+        return backward_small(inputs, terms, upstream)
+    from .class_terms_large import backward_large
+
+    return backward_large(inputs, terms, upstream)
+
+
+# --- the operators ------------------------------------------------------------------------------------------------
+
+
+def soft_confusion(
+    logits: Tensor,
+    labels: Tensor,
+    sample_weight: Tensor | None,
+    normalize: str,
+    temperature: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    confusion, counts = fakes.soft_confusion(logits, labels)
+    terms = Terms(ignore_index, temperature, normalize, confusion=True)
+    forward(Inputs(logits, labels, sample_weight), terms, Results(confusion=confusion, counts=counts))
+    return confusion, counts
+
+
+def soft_confusion_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    sample_weight: Tensor | None,
+    normalize: str,
+    temperature: float,
+    ignore_index: int,
+    counts: Tensor,
+) -> Tensor:
+    terms = Terms(ignore_index, temperature, normalize, confusion=True)
+    return backward(Inputs(logits, labels, sample_weight), terms, Upstream(grad, counts=counts))
+
+
+def symmetry_terms(eps: float, absent: str, reduction: str, temperature: float, ignore_index: int) -> Terms:
+    return Terms(
+        ignore_index,
+        temperature,
+        symmetry=True,
+        sym_weight=1.0,
+        eps=eps,
+        absent=absent,
+        symmetry_mean=reduction == "mean",
+    )
+
+
+def symmetry_loss(
+    logits: Tensor, labels: Tensor, sample_weight: Tensor | None, eps: float, absent: str, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    loss, coefficients = fakes.symmetry_loss(logits, labels, sample_weight, eps, absent)
+    terms = symmetry_terms(eps, absent, *rest)
+    forward(Inputs(logits, labels, sample_weight), terms, Results(total=loss, coefficients=coefficients))
+    return loss, coefficients
+
+
+def symmetry_loss_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, sample_weight: Tensor | None, *options: Any
+) -> Tensor:
+    *steering, coefficients = options
+    terms = symmetry_terms(*steering)
+    return backward(Inputs(logits, labels, sample_weight), terms, Upstream(grad, coefficients))
+
+
+def spectral_terms(
+    surrogate: str, margin: float, ignore_index: int, method: str, iters: int | None, tol: float | None
+) -> Terms:
+    return Terms(
+        ignore_index,
+        spectral=True,
+        spec_weight=1.0,
+        surrogate=surrogate,
+        margin=margin,
+        locg=method == "locg",
+        iters=iters,
+        tol=tol,
+    )
+
+
+def spectral_loss(
+    logits: Tensor, labels: Tensor, class_weight: Tensor | None, start: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss, u, v = fakes.spectral_loss(logits)
+    inputs = Inputs(logits, labels, class_weight=class_weight, start=start)
+    forward(inputs, spectral_terms(*options), Results(total=loss, u=u, v=v))
+    return loss, u, v
+
+
+def spectral_loss_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, class_weight: Tensor | None, start: Tensor | None, *options: Any
+) -> Tensor:
+    *steering, u, v = options
+    inputs = Inputs(logits, labels, class_weight=class_weight)
+    return backward(inputs, spectral_terms(*steering), Upstream(grad, u=u, v=v))
+
+
+def fair_terms(
+    sym_weight: float,
+    spec_weight: float,
+    ce_weight: float,
+    reduction: str,
+    label_smoothing: float,
+    ignore_index: int,
+    eps: float,
+    absent: str,
+    sym_reduction: str,
+    surrogate: str,
+    margin: float,
+    return_parts: bool,
+) -> Terms:
+    return Terms(
+        ignore_index,
+        confusion=return_parts,
+        entropy=return_parts or ce_weight != 0,
+        symmetry=return_parts or sym_weight != 0,
+        spectral=return_parts or spec_weight != 0,
+        ce_weight=ce_weight,
+        sym_weight=sym_weight,
+        spec_weight=spec_weight,
+        entropy_mean=reduction == "mean",
+        label_smoothing=label_smoothing,
+        eps=eps,
+        absent=absent,
+        symmetry_mean=sym_reduction == "mean",
+        surrogate=surrogate,
+        margin=margin,
+        fold=True,
+    )
+
+
+def fair_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+    results = fakes.fair_cross_entropy(logits, labels, weight, *options)
+    total, entropy, symmetry, spectral, confusion, coefficients, u, v = results
+    terms = fair_terms(*options)
+    places = Results(
+        total,
+        entropy if terms.entropy else None,
+        symmetry if terms.symmetry else None,
+        spectral if terms.spectral else None,
+        confusion if terms.confusion else None,
+        coefficients=coefficients if terms.symmetry else None,
+        u=u if terms.spectral else None,
+        v=v if terms.spectral else None,
+    )
+    forward(Inputs(logits, labels, weight=weight), terms, places)
+    return results
+
+
+def fair_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, *options: Any
+) -> Tensor:
+    *steering, coefficients, u, v = options
+    return backward(
+        Inputs(logits, labels, weight=weight), fair_terms(*steering), Upstream(grad, coefficients, None, u, v)
+    )

@@ -3,17 +3,28 @@
 import triton
 import triton.language as tl
 
+from . import launch
+
+DISGUISE = tl.constexpr(launch.DISGUISE)
+
 
 @triton.jit
 def offset_of(problem, sizes, strides):
     """Where problem number ``problem`` begins, in elements; sizes and strides of its leading dimensions."""
     offset = tl.cast(0, tl.int64)
     rest = tl.cast(problem, tl.int64)
-    for reverse in tl.static_range(len(sizes)):
-        d = len(sizes) - 1 - reverse
-        offset += (rest % sizes[d]) * strides[d]
-        rest = rest // sizes[d]
+    for d in tl.static_range(1, len(sizes) + 1):  # an index that is computed here would be no constant to the compiler
+        size = undisguised(sizes[len(sizes) - d])
+        offset += (rest % size) * undisguised(strides[len(sizes) - d])
+        rest = rest // size
     return offset
+
+
+@triton.jit
+def undisguised(number):
+    """A size or a stride out of a tuple, see ``launch.disguised``."""
+    number = tl.cast(number, tl.int64)
+    return tl.where(number < DISGUISE, number, (number - DISGUISE) >> 1)
 
 
 @triton.jit

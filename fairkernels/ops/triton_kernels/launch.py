@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class Launch:
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     options: dict[str, Any]
+    in_place: bool = False
+    """The kernel writes what it reads: called twice it gives something else than called once."""
 
     def __call__(self) -> None:
         self.kernel[self.grid](*self.args, **self.options)
@@ -31,15 +34,18 @@ class Launch:
 _recorders: list[tuple[list[Launch], bool]] = []
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run a kernel; where a dimension of the grid is 0 there is nothing to do."""
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = False, **options: Any) -> None:
+    """Run a kernel; where a dimension of the grid is 0 there is nothing to do.
+
+    ``in_place`` says of a kernel that it writes what it reads, so that it must not be run for a measurement.
+    """
     if 0 in grid:
         return
-    this = Launch(kernel, grid, args, options)
+    this = Launch(kernel, grid, tuple(map(disguised, args)), options, in_place)
     for launches, _ in _recorders:
         launches.append(this)
     if all(runs for _, runs in _recorders):
-        this()
+        (best(this, _timers[-1]) if _timers else this)()
 
 
 @contextlib.contextmanager
@@ -51,6 +57,87 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
         yield entry[0]
     finally:
         _recorders[:] = [other for other in _recorders if other is not entry]
+
+
+# --- tuning, for who asks for it ----------------------------------------------------------------------------------
+
+Timer = Callable[[Callable[[], None]], float]
+
+WARPS = (1, 2, 4, 8, 16)
+STAGES = (2, 4)  # beside what Triton takes by itself
+
+_timers: list[Timer] = []
+_found: dict[Hashable, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def tuned(timer: Timer | None = None) -> Iterator[None]:
+    """Inside, the first launch of every specialisation of a kernel is timed with other numbers of warps and of pipeline
+    stages; that launch and all later ones inside such a scope take the fastest. Outside nothing is tuned: there a call
+    is launched the same way every time. Sums of floating numbers may be taken in another order than outside.
+
+    Never tuned are kernels that write what they read, launches while a CUDA graph is captured and, unless a timer is
+    given, what does not run on a GPU. ``timer`` takes a function and gives back how long it takes.
+    """
+    _timers.append(timer or on_gpu)
+    try:
+        yield
+    finally:
+        _timers.pop()
+
+
+def on_gpu(run: Callable[[], None]) -> float:
+    """Median time of a kernel in milliseconds."""
+    return float(triton.testing.do_bench(run, return_mode="median"))
+
+
+def best(given: Launch, timer: Timer) -> Launch:
+    """The launch as it was fastest; as it was given where nothing may be tried."""
+    key = specialisation(given)
+    if key not in _found:
+        if not may_be_tried(given, timer):
+            return given
+        _found[key] = fastest(given, timer)
+    return replace(given, options=given.options | _found[key])
+
+
+def may_be_tried(given: Launch, timer: Timer) -> bool:
+    if given.in_place:
+        return False
+    if timer is not on_gpu:
+        return True
+    first = next(arg for arg in given.args if isinstance(arg, Tensor))
+    return first.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
+def fastest(given: Launch, timer: Timer) -> dict[str, int]:
+    """The best number of warps among that given and its neighbours, and with it the best number of stages."""
+    warps = given.options.get("num_warps", 4)
+    choice: dict[str, int] = {}
+    time = timed(given, timer)
+    steps: tuple[list[dict[str, int]], ...] = (
+        [{"num_warps": n} for n in WARPS if n in (warps // 2, warps * 2)],
+        [{"num_stages": n} for n in STAGES],
+    )
+    for options in steps:
+        for tried in [choice | option for option in options]:
+            took = timed(replace(given, options=given.options | tried), timer)
+            if took < time:
+                choice, time = tried, took
+    return choice
+
+
+def timed(tried: Launch, timer: Timer) -> float:
+    try:
+        return timer(tried)
+    except triton.runtime.errors.OutOfResources:
+        return float("inf")
+
+
+def specialisation(given: Launch) -> Hashable:
+    """What a kernel is compiled for: types, places and options; not the sizes, which follow from the batch."""
+    kinds = ((arg.dtype, arg.device) if isinstance(arg, Tensor) else type(arg) for arg in given.args)
+    return given.kernel, tuple(kinds), tuple(sorted(given.options.items(), key=repr))
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------
@@ -65,6 +152,10 @@ def power_of_2(n: int, least: int = 1) -> int:
     return max(triton.next_power_of_2(max(n, 1)), least)
 
 
+class Leading(tuple[int, ...]):
+    """Sizes or strides of several problems, as kernels read them with ``offset_of``."""
+
+
 def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes and strides of the leading dimensions, all but the last ``inner``; neighbours that lie like one are joined.
 
@@ -72,9 +163,8 @@ def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[
     """
     sizes: list[int] = [1]
     strides: list[int] = [0]
-    if tensor is None:
-        return (1,), (0,)
-    for size, stride in zip(tensor.shape[: tensor.dim() - inner], tensor.stride(), strict=False):
+    leading = [] if tensor is None else list(zip(tensor.shape, tensor.stride(), strict=True))[: tensor.dim() - inner]
+    for size, stride in leading:
         if size == 1:
             continue
         if strides[-1] == size * stride or sizes[-1] == 1:
@@ -82,7 +172,21 @@ def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[
         else:
             sizes.append(size)
             strides.append(stride)
-    return tuple(sizes), tuple(strides)
+    return ((1,), (0,)) if sizes == [1] else (Leading(sizes), Leading(strides))
+
+
+DISGUISE = 2**62
+
+
+def disguised(arg: Any) -> Any:
+    """An argument whose sizes and strides of several problems, wherever in it, have become large odd numbers.
+
+    Triton compiles a kernel again when a number of a tuple becomes 1, a multiple of 16, or leaves 32 bits; what
+    ``do_not_specialize`` says holds for single numbers only. For numbers that look alike there is one kernel.
+    """
+    if isinstance(arg, Leading):
+        return tuple(DISGUISE + 2 * number + 1 for number in arg)
+    return tuple(map(disguised, arg)) if type(arg) is tuple else arg
 
 
 def count(sizes: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from .common import sign
 
 @triton.jit
 def pair_penalty(forward, backward, eps, DAMPED: tl.constexpr):
-    """Penalty of the rates of a pair and its derivative by ``forward``; that by ``backward`` is this with them exchanged.
+    """Penalty of the rates of a pair and its derivative by ``forward``; that by ``backward`` is it with them exchanged.
 
     Not ``DAMPED`` is the limit eps = 0, whose derivatives would divide by tiny masses. A NaN rate gives NaN.
     """

@@ -1,0 +1,394 @@
+"""What each class's samples add up to: rates, the surrogate's row, losses. A program owns a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..schema import accumulation_dtype
+from .class_blocks import (
+    add_exactly,
+    charge_of,
+    exps_of,
+    extended,
+    finite_top,
+    first_place,
+    gates_of,
+    hits_of,
+    load_block,
+    load_class_weights,
+    load_weights,
+    log_sum,
+    rivals_of,
+    strongest,
+)
+from .class_order import ClassOrder, class_of
+from .class_terms import Inputs, Results, Terms
+from .common import number, offset_of
+from .launch import cdiv, launch, power_of_2, problems
+
+LONGEST_ROW = {torch.float32: 8192, torch.float64: 4096}
+"""Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How many rows and columns a program holds, and by how many warps."""
+
+    rows: int
+    columns: int
+    warps: int
+    wide: bool  # whether a row takes more than one
+
+
+def tile_of(num_classes: int, real: torch.dtype) -> Tile:
+    wide = num_classes > LONGEST_ROW[real]
+    columns = min(power_of_2(num_classes), LONGEST_ROW[real] // 4 if wide else LONGEST_ROW[real])
+    least = 2048 if real == torch.float32 else 1024
+    rows = 1 if wide else max(1, least // columns)
+    return Tile(rows, columns, max(4, 4 * rows * columns // least), wide)
+
+
+def real_type(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32
+
+
+@triton.jit
+def spread_of(z, lse, class_weight, columns, K, REAL: tl.constexpr):
+    """What smoothing adds to the loss of a row: the weighted losses it would have at each class."""
+    return tl.sum(tl.where((columns < K)[None, :], class_weight[None, :] * (lse[:, None] - z), 0.0), 1)
+
+
+@triton.jit
+def load_class_weight(weight, label, stride, REAL: tl.constexpr):
+    if weight is None:
+        return tl.full((), 1.0, REAL)
+    return tl.load(weight + label * stride).to(REAL)
+
+
+@triton.jit(do_not_specialize=["B", "row_stride", "sizes", "strides", "label_sizes", "label_strides", "weight_sizes",
+                               "weight_strides", "ignore_index"])  # fmt: skip
+def row_statistics(
+    logits, labels, weight, statistics, B, K, size,
+    row_stride, column_stride, label_stride, weight_stride,
+    sizes, strides, label_sizes, label_strides, weight_sizes, weight_strides,
+    ignore_index, temperature: tl.float64, label_smoothing: tl.float64, margin: tl.float64,
+    ENTROPY: tl.constexpr, SMOOTHING: tl.constexpr, RIVAL: tl.constexpr, HEATED: tl.constexpr,
+    REAL: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Bound by one read of the logits; a row that smoothing reads again is then in the cache.
+    problem = (tl.program_id(0) // B).to(tl.int64)
+    row = (tl.program_id(0) % B).to(tl.int64) + tl.zeros((1,), tl.int64)
+    logits += offset_of(problem, sizes, strides)
+    labels += offset_of(problem, label_sizes, label_strides)
+    if weight is not None:
+        weight += offset_of(problem, weight_sizes, weight_strides)
+    given = tl.load(labels + row * label_stride)
+    kept = given != ignore_index
+    label = tl.where((given >= 0) & (given < K), given, 0)
+
+    top, total = tl.full((1,), float("-inf"), REAL), tl.zeros((1,), REAL)
+    highest, others = tl.full((1,), float("-inf"), REAL), tl.zeros((1,), REAL)
+    place = tl.full((1,), 1 << 30, tl.int32)
+    for first in range(0, K, BLOCK_K):
+        columns = first + tl.arange(0, BLOCK_K)
+        z = load_block(logits, row, kept, columns, K, row_stride, column_stride, number(temperature, REAL), HEATED, REAL)
+        top, total = extended(top, total, z)
+        if RIVAL:
+            rivals = rivals_of(z, columns[None, :] == label[:, None])
+            place = tl.where(strongest(rivals) > highest, first_place(rivals, strongest(rivals), columns), place)
+            highest, others = extended(highest, others, tl.where(rivals == rivals, rivals, float("inf")))
+
+    at = statistics + problem * B + row
+    tl.store(at, top, mask=kept)
+    tl.store(at + size, total, mask=kept)
+    own_logit = tl.load(logits + row * row_stride + label * column_stride, mask=kept, other=0).to(REAL)
+    if HEATED:
+        own_logit = own_logit / number(temperature, REAL)
+    if ENTROPY:
+        lse = log_sum(top, total)
+        loss = load_class_weight(weight, tl.sum(label, 0), weight_stride, REAL) * (lse - own_logit)
+        if SMOOTHING:
+            smoothing = number(label_smoothing, REAL)
+            spread = tl.zeros((1,), REAL)
+            for first in range(0, K, BLOCK_K):
+                columns = first + tl.arange(0, BLOCK_K)
+                z = load_block(logits, row, kept, columns, K, row_stride, column_stride, 1.0, False, REAL)
+                spread += spread_of(z, lse, load_class_weights(weight, columns, K, weight_stride, REAL), columns, K, REAL)
+            loss = (1 - smoothing) * loss + smoothing / K * spread
+        tl.store(at + 2 * size, loss, mask=kept)
+    if RIVAL:
+        place, charge, _ = charge_of(own_logit, highest, others, place, number(margin, REAL))
+        tl.store(at + 3 * size, charge, mask=kept)
+        tl.store(at + 4 * size, place.to(REAL), mask=kept)
+
+
+@triton.jit
+def class_of_slot(labels, order, starts, slot, B, K, label_stride, ignore_index, DIRECT: tl.constexpr):
+    """The class that has this slot, K if none has."""
+    if DIRECT:
+        return slot
+    used = slot < tl.load(starts + K)
+    sample = tl.load(order + slot, mask=used, other=0).to(tl.int64)
+    label = class_of(tl.load(labels + sample * label_stride, mask=used, other=ignore_index), K, ignore_index).to(tl.int32)
+    first = tl.load(starts + label) == slot
+    return tl.where(used & first, label, K)
+
+
+@triton.jit
+def slot_of_class(starts, label, DIRECT: tl.constexpr):
+    """The slot of a class that occurs."""
+    if DIRECT:
+        return label
+    return tl.load(starts + label)
+
+
+@triton.jit(do_not_specialize=["B", "slots", "row_stride", "sizes", "strides", "label_sizes", "label_strides",
+                               "sample_sizes", "sample_strides", "weight_sizes", "weight_strides", "class_weight_sizes",
+                               "class_weight_strides", "ignore_index", "size"])  # fmt: skip
+def rates_by_class(
+    logits, labels, sample_weight, weight, class_weight, order, starts, statistics, all_weights,
+    rates, charges, confusion, counts, counts_by_class, losses, divisors,
+    B, K, slots, size, row_stride, column_stride, label_stride, sample_stride, weight_stride, class_weight_stride,
+    sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
+    class_weight_sizes, class_weight_strides, ignore_index,
+    temperature: tl.float64, label_smoothing: tl.float64, margin: tl.float64,
+    NORMALIZE: tl.constexpr, ENTROPY: tl.constexpr, SMOOTHING: tl.constexpr, SURROGATE: tl.constexpr,
+    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, DIRECT: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Bound by one read of the logits and the rows it writes; an exponential an element, for a surrogate another.
+    pieces = tl.cdiv(K, BLOCK_K)
+    piece = tl.program_id(0) % pieces
+    slot = tl.program_id(0) // pieces % slots
+    problem = (tl.program_id(0) // pieces // slots).to(tl.int64)
+    columns = piece * BLOCK_K + tl.arange(0, BLOCK_K)
+
+    logits += offset_of(problem, sizes, strides)
+    labels += offset_of(problem, label_sizes, label_strides)
+    order += problem * B
+    starts += problem * (K + 1)
+    if sample_weight is not None:
+        sample_weight += offset_of(problem, sample_sizes, sample_strides)
+    if weight is not None:
+        weight += offset_of(problem, weight_sizes, weight_strides)
+
+    label = class_of_slot(labels, order, starts, slot, B, K, label_stride, ignore_index, DIRECT)
+    occurs = label < K
+    begin = tl.load(starts + label, mask=occurs, other=0)
+    end = tl.load(starts + label + 1, mask=occurs, other=0)
+    label = tl.where(occurs, label, 0)
+    own = (columns == label)[None, :]
+    by_class = load_class_weights(weight, columns, K, weight_stride, REAL)
+
+    mass, mass_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
+    charge, charge_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
+    weights = tl.zeros((ROWS,), tl.float64)
+    loss = tl.zeros((ROWS,), tl.float64)
+    for first in range(begin, end, ROWS):
+        at = first + tl.arange(0, ROWS)
+        inside = at < end
+        row = tl.load(order + at, mask=inside, other=0).to(tl.int64)
+        row_weight = load_weights(labels, sample_weight, row, inside, label_stride, sample_stride, K, REAL)
+        weights += row_weight.to(tl.float64)
+        z = load_block(
+            logits, row, inside, columns, K, row_stride, column_stride, number(temperature, REAL), HEATED, REAL
+        )
+        own_logit = tl.load(logits + row * row_stride + label * column_stride, mask=inside, other=0).to(REAL)
+        if HEATED:
+            own_logit = own_logit / number(temperature, REAL)
+
+        if WIDE:
+            known = statistics + problem * B + row
+            top = tl.load(known, mask=inside, other=0)
+            total = tl.load(known + size, mask=inside, other=1)
+            exps = exps_of(z, top)
+        else:
+            top = tl.max(z, 1)
+            exps = exps_of(z, top)
+            total = tl.sum(exps, 1)
+        if rates is not None or confusion is not None:
+            mass, mass_lost = add_exactly(mass, mass_lost, tl.sum(exps * (row_weight / total)[:, None], 0))
+
+        lse = log_sum(top, total)
+        if ENTROPY:
+            if WIDE:
+                row_loss = tl.load(known + 2 * size, mask=inside, other=0)
+            else:
+                row_loss = load_class_weight(weight, label, weight_stride, REAL) * (lse - own_logit)
+                if SMOOTHING:
+                    smoothing = number(label_smoothing, REAL)
+                    spread = spread_of(z, lse, by_class, columns, K, REAL)
+                    row_loss = (1 - smoothing) * row_loss + smoothing / K * spread
+            loss += (row_loss * row_weight).to(tl.float64)
+        if charges is not None:
+            if SURROGATE == "gated":
+                row_charge = gates_of(z, own_logit, number(margin, REAL)) * exps * (1 / total)[:, None]
+            elif SURROGATE == "kl-all":
+                own_rate = tl.exp(own_logit - finite_top(top)) / total
+                by_rates = exps / total[:, None]
+                hits = hits_of(z, by_rates, own_logit, own_rate, own, columns, K, number(margin, REAL), ZERO_MARGIN)
+                row_charge = tl.where(hits, (lse - own_logit)[:, None], 0.0)
+            else:
+                if WIDE:
+                    row_loss = tl.load(known + 3 * size, mask=inside, other=0)
+                    place = tl.load(known + 4 * size, mask=inside, other=-1).to(tl.int32)
+                else:
+                    rivals = rivals_of(z, own)
+                    highest = strongest(rivals)
+                    others = tl.sum(exps_of(rivals, highest), 1)
+                    place = first_place(rivals, highest, columns)
+                    place, row_loss, _ = charge_of(own_logit, highest, others, place, number(margin, REAL))
+                row_charge = tl.where(columns[None, :] == place[:, None], row_loss[:, None], 0.0)
+            row_charge = tl.where(inside[:, None] & (own == 0), row_charge, 0.0)
+            row_charge = row_charge * tl.where(inside, row_weight, 1.0)[:, None]
+            charge, charge_lost = add_exactly(charge, charge_lost, tl.sum(row_charge, 0))
+
+    samples = tl.sum(weights, 0).to(REAL)
+    inverse_of = tl.where(samples == 0, 1.0, samples)
+    is_class = columns < K
+    place = problem * slots + slot
+    if piece == 0:
+        if counts is not None:
+            tl.store(counts + place, samples)
+        if counts_by_class is not None:
+            tl.store(counts_by_class + place, samples)
+        if ENTROPY:
+            tl.store(losses + place, tl.sum(loss, 0))
+            own_weight = load_class_weight(weight, label, weight_stride, REAL)
+            tl.store(divisors + place, tl.where(occurs, samples * own_weight, 0.0).to(tl.float64))
+
+    rate = tl.where(samples == 0, 0.0, mass / inverse_of)
+    if confusion is not None:
+        if NORMALIZE == "none":
+            handed = mass
+        elif NORMALIZE == "all":
+            everything = tl.load(all_weights + problem)
+            handed = tl.where(everything == 0, 0.0, mass / tl.where(everything == 0, 1.0, everything))
+        else:
+            handed = rate
+        tl.store(confusion + (problem * K + label) * K + columns, handed, mask=is_class & (occurs | DIRECT))
+    factor = tl.full((), 1.0, REAL)
+    if class_weight is not None:
+        class_weight += offset_of(problem, class_weight_sizes, class_weight_strides)
+        factor = load_class_weight(class_weight, label, class_weight_stride, REAL)
+    if rates is not None:
+        rate = tl.where(columns == label, 0 * rate, rate)
+        tl.store(rates + place * K + columns, factor * rate, mask=is_class)
+    if charges is not None:
+        if SURROGATE == "kl-all":
+            samples = tl.load(starts + K).to(REAL)
+        row = tl.where(begin == end, 0.0, charge / tl.where(samples == 0, 1.0, samples))
+        tl.store(charges + place * K + columns, factor * row, mask=is_class)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the classes of each problem add up to, a row for each of R slots."""
+
+    rates: Tensor | None  # [problems, R, K], zeros on the diagonal unless NaN
+    charges: Tensor | None  # [problems, R, K], the surrogate's, unless it is "soft"
+    counts: Tensor | None  # [problems, R]
+    losses: Tensor | None  # [problems, R], float64
+    divisors: Tensor | None  # [problems, R], float64
+
+
+def slot_count(batch: int, num_classes: int) -> int:
+    return min(batch, num_classes)
+
+
+def is_direct(batch: int, num_classes: int) -> bool:
+    """Whether the slot of a class is the class."""
+    return batch >= num_classes
+
+
+def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: ClassOrder) -> Sums:
+    """One launch, one read of the logits; of rows longer than ``LONGEST_ROW`` two launches and two reads."""
+    logits, labels = inputs.logits, inputs.labels
+    *_, batch, num_classes = logits.shape
+    leading = logits.shape[:-2].numel()
+    real = accumulation_dtype(logits.dtype)
+    tile = tile_of(num_classes, real)
+    in_slots = terms.symmetry or terms.spectral or terms.entropy
+    direct = is_direct(batch, num_classes) or not in_slots
+    slots = num_classes if direct else batch
+
+    def fresh(*shape: int, dtype: torch.dtype = real, wanted: bool = True) -> Tensor | None:
+        return logits.new_empty((leading, *shape), dtype=dtype) if wanted else None
+
+    soft = terms.spectral and terms.surrogate == "soft"
+    sums = Sums(
+        rates=fresh(slots, num_classes, wanted=terms.symmetry or soft),
+        charges=fresh(slots, num_classes, wanted=terms.spectral and not soft),
+        counts=fresh(slots, wanted=terms.symmetry),
+        losses=fresh(slots, dtype=torch.float64, wanted=terms.entropy),
+        divisors=fresh(slots, dtype=torch.float64, wanted=terms.entropy),
+    )
+    if results.confusion is not None and not direct:
+        results.confusion.zero_()  # the rows of classes that have no slot
+    statistics = statistics_of_rows(inputs, terms, tile) if tile.wide else None
+    sizes, strides = problems(logits, 2)
+    label_sizes, label_strides = problems(labels, 1)
+    sample_sizes, sample_strides = problems(inputs.sample_weight, 1)
+    weight_sizes, weight_strides = problems(inputs.weight, 1)
+    class_weight_sizes, class_weight_strides = problems(inputs.class_weight, 1)
+    launch(
+        rates_by_class,
+        (leading * slots * cdiv(num_classes, tile.columns),),
+        logits, labels, inputs.sample_weight, inputs.weight, inputs.class_weight, by_class.order, by_class.starts,
+        statistics, all_weights(inputs, terms),
+        sums.rates, sums.charges, results.confusion, sums.counts, results.counts, sums.losses, sums.divisors,
+        batch, num_classes, slots, leading * batch, *logits.stride()[-2:], labels.stride(-1), last_stride(inputs.sample_weight),
+        last_stride(inputs.weight), last_stride(inputs.class_weight),
+        sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
+        class_weight_sizes, class_weight_strides, terms.ignore_index,
+        terms.temperature, terms.label_smoothing, terms.margin,
+        num_warps=tile.warps, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
+        SURROGATE=terms.surrogate, ZERO_MARGIN=terms.margin == 0, HEATED=terms.temperature != 1, DIRECT=direct,
+        WIDE=tile.wide, REAL=real_type(logits.dtype), ROWS=tile.rows, BLOCK_K=tile.columns,
+    )  # fmt: skip
+    return sums
+
+
+def statistics_of_rows(inputs: Inputs, terms: Terms, tile: Tile) -> Tensor:
+    """``[5, problems, B]``: each row's top, sum of exponentials, loss, charge of "kl" and its place."""
+    logits, labels = inputs.logits, inputs.labels
+    *_, batch, num_classes = logits.shape
+    leading = logits.shape[:-2].numel()
+    statistics = logits.new_empty((5, leading, batch), dtype=accumulation_dtype(logits.dtype))
+    sizes, strides = problems(logits, 2)
+    label_sizes, label_strides = problems(labels, 1)
+    weight_sizes, weight_strides = problems(inputs.weight, 1)
+    launch(
+        row_statistics,
+        (leading * batch,),
+        logits, labels, inputs.weight, statistics, batch, num_classes, leading * batch,
+        *logits.stride()[-2:], labels.stride(-1), last_stride(inputs.weight),
+        sizes, strides, label_sizes, label_strides, weight_sizes, weight_strides,
+        terms.ignore_index, terms.temperature, terms.label_smoothing, terms.margin,
+        num_warps=tile.warps, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
+        RIVAL=terms.spectral and terms.surrogate == "kl", HEATED=terms.temperature != 1, REAL=real_type(logits.dtype),
+        BLOCK_K=tile.columns,
+    )  # fmt: skip
+    return statistics
+
+
+def last_stride(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.stride(-1)
+
+
+def all_weights(inputs: Inputs, terms: Terms) -> Tensor | None:
+    """What ``normalize="all"`` divides by; a sum over samples, by PyTorch."""
+    if not terms.confusion or terms.normalize != "all":
+        return None
+    labels, num_classes = inputs.labels, inputs.logits.shape[-1]
+    weight = torch.ones_like(labels, dtype=accumulation_dtype(inputs.logits.dtype))
+    if inputs.sample_weight is not None:
+        weight = inputs.sample_weight.to(weight.dtype)
+    is_class = (labels >= 0) & (labels < num_classes)
+    counted = torch.where(labels == terms.ignore_index, 0, torch.where(is_class, weight, torch.nan))
+    return counted.sum(-1).reshape(-1)

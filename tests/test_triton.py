@@ -1,0 +1,410 @@
+"""The Triton backend: launches, copies, waiting, memory; values and gradients are tested with those of all backends.
+
+What the host does is tested without running a kernel (``triton_calls``); the rest needs ``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+
+import pytest
+import torch
+from cases import COMPILED, call, reference_gradient, replace_tensors, runs, sample, samples
+from tolerance import assert_no_worse
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fairkernels
+from fairkernels.ops import dispatch, triton_kernels
+from fairkernels.ops.schema import OPERATORS
+
+pytest.importorskip("triton")
+
+from triton_calls import (
+    WITH_KERNELS,
+    backward,
+    calls,
+    empty_like,
+    forward,
+    launches_of,
+    of_size,
+    operator_arguments,
+    with_problems,
+    without_data,
+)
+
+from fairkernels.ops.triton_kernels import launch
+
+INTERPRETED = triton_kernels.interpreted()
+on_the_host = pytest.mark.skipif(INTERPRETED, reason="nothing is run here; tested where kernels are not interpreted")
+needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+every_operator = pytest.mark.parametrize("name", WITH_KERNELS)
+DIFFERENTIABLE = tuple(name for name in WITH_KERNELS if OPERATORS[name].differentiable)
+INTERPRETED_SAMPLES = [
+    pytest.param(name, s.name, id=f"{name}-{s.name}")
+    for name in WITH_KERNELS
+    if runs("triton", name)
+    for s in samples(name)
+]
+
+
+# --- what PyTorch is asked to do ----------------------------------------------------------------------------------
+
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"}
+COPIES = {"clone", "copy_", "_to_copy", "contiguous", "_reshape_copy", "repeat", "cat", "stack", "index", "gather"}
+
+
+class Watch(TorchDispatchMode):
+    """Lists the kernels of PyTorch: all that is neither a view nor an allocation."""
+
+    def __init__(self, inputs=()):
+        super().__init__()
+        self.kernels, self.copied, self.elsewhere = [], [], []
+        self.inputs = {t.untyped_storage()._cdata for t in inputs}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, torch.Tensor) and result.device.type != "meta":
+                self.elsewhere.append(name)
+        if name in ALLOCATIONS or is_view(func):
+            return results
+        self.kernels.append(name)
+        tensors = [t for arg in args for t in (arg if isinstance(arg, (tuple, list)) else [arg])]
+        read = tensors[1:] if name == "copy_" else tensors
+        for t in read:
+            if name in COPIES and isinstance(t, torch.Tensor) and t.untyped_storage()._cdata in self.inputs:
+                self.copied.append(f"{name} of {list(t.shape)}")
+        return results
+
+
+def is_view(func):
+    aliases = [result.alias_info for result in func._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def watched(name, args):
+    """``(forward, its Watch)`` and, where there is one, ``(backward, its Watch)``."""
+    inputs = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    with without_data(), Watch(inputs) as watch:
+        there = forward(name, args)
+    yield there, watch
+    if OPERATORS[name].differentiable:
+        grad = there.results[0].new_empty(()).expand(there.results[0].shape)  # as of a sum
+        with without_data(), Watch([*inputs, *there.saved, grad]) as watch:
+            back = backward(name, args, there.saved, grad)
+        yield back, watch
+
+
+# --- launches -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A kind of call, and how many kernels it is: ours, and besides them PyTorch's."""
+
+    operator: str
+    sample: str
+    size: tuple[int, ...]
+    forward: tuple[int, int]
+    backward: tuple[int, int] | None = None
+
+    def __str__(self):
+        return f"{self.operator}, {self.sample}, {'x'.join(map(str, self.size))}"
+
+
+REGIMES = ()
+
+
+@on_the_host
+@pytest.mark.parametrize("regime", [regime for regime in REGIMES if regime.operator in WITH_KERNELS], ids=str)
+def test_number_of_launches(regime):
+    name = regime.operator
+    s = of_size(name, sample(name, regime.sample), regime.size)
+    found = [(len(call.launches), len(watch.kernels)) for call, watch in watched(name, operator_arguments(name, s))]
+    expected = [regime.forward] + [regime.backward] * bool(OPERATORS[name].differentiable)
+    assert found == expected
+
+
+@on_the_host
+@every_operator
+def test_launches_are_stated(name):
+    """Each regime's launches and bytes stand in the docstring of its host function, and in the table above."""
+    assert any(regime.operator == name for regime in REGIMES)
+    text = triton_kernels.kernel_of(name, name).__doc__ or ""
+    assert "launch" in text, f"the docstring of {name} does not say how often it launches"
+    assert "byte" in text, f"the docstring of {name} does not say how much it moves"
+
+
+# --- copies, waiting, devices -------------------------------------------------------------------------------------
+
+
+def every_second(tensor):
+    return tensor.new_empty([2 * size for size in tensor.shape])[tuple(slice(None, None, 2) for _ in tensor.shape)]
+
+
+def window(tensor):
+    return tensor.new_empty([size + 3 for size in tensor.shape])[tuple(slice(1, 1 + size) for size in tensor.shape)]
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else every_second(t),
+    "every second element": every_second,
+    "window": window,
+    "expanded": lambda t: t[:1].expand(t.shape) if t.dim() and t.shape[0] else t,
+    "expanded rows": lambda t: t[..., :1].expand(t.shape) if t.dim() and t.shape[-1] else t,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+    "dimensions in reverse": lambda t: (
+        t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
+    ),
+}
+
+
+@on_the_host
+@pytest.mark.parametrize("layout", LAYOUTS)
+@every_operator
+def test_no_input_is_copied(name, layout):
+    """Nor does the host look at data: tensors here have none. Nor is there a tensor on another device than theirs."""
+    for s in calls(name, torch.float32):
+        args = operator_arguments(name, replace_tensors(replace_tensors(s, empty_like), LAYOUTS[layout]))
+        for _, watch in watched(name, args):
+            assert not watch.copied, f"{s.name}: {watch.copied}"
+            assert not watch.elsewhere, f"{s.name}: {watch.elsewhere} on another device"
+
+
+@on_the_host
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@every_operator
+def test_no_input_is_copied_in_any_dtype(name, dtype):
+    for s in calls(name, dtype):
+        for _, watch in watched(name, operator_arguments(name, s)):
+            assert not watch.copied, f"{s.name}: {watch.copied}"
+
+
+@on_the_host
+@every_operator
+def test_results_are_those_of_the_fake(name):
+    for s in calls(name, torch.bfloat16):
+        args = operator_arguments(name, s)
+        promised = OPERATORS[name].fake(*args)
+        promised = promised if isinstance(promised, tuple) else (promised,)
+        there, *back = [call for call, _ in watched(name, args)]
+        assert [described(t) for t in there.results] == [described(t) for t in promised], s.name
+        for gradients in back:
+            inputs = args[: OPERATORS[name].differentiable]
+            assert [(t.shape, t.dtype) for t in gradients.results] == [(t.shape, t.dtype) for t in inputs], s.name
+            assert all(t.is_contiguous() for t in gradients.results), s.name
+
+
+def described(tensor):
+    return tensor.shape, tensor.dtype, tensor.stride() if tensor.numel() else None
+
+
+@on_the_host
+@every_operator
+def test_grids_fit_a_gpu(name):
+    """Beyond the first dimension a grid has 65,535 programs at most."""
+    with without_data():
+        for s in calls(name, torch.float32):
+            args = operator_arguments(name, s)
+            for this in launches_of(name, with_problems(args, 70_000) if OPERATORS[name].batched else args):
+                assert all(size < 2**31 for size in this.grid), f"{s.name}: {this.name} {this.grid}"
+                assert all(size < 2**16 for size in this.grid[1:]), f"{s.name}: {this.name} {this.grid}"
+
+
+@on_the_host
+@every_operator
+def test_the_table_has_several_programs_and_ragged_tails_for_every_kernel(name):
+    """Of the calls whose values are tested: with one program, or blocks that are full, half the bugs are not seen."""
+    programs, ragged = defaultdict(int), defaultdict(bool)
+    with without_data():
+        for s in samples(name):
+            for this in launches_of(name, operator_arguments(name, s)):
+                programs[this.name] = max(programs[this.name], prod(this.grid))
+                blocks = [v for k, v in this.options.items() if type(v) is int and k.isupper() and v > 1]
+                numbers = [arg for arg in this.args if type(arg) is int and arg > 0]
+                ragged[this.name] |= not blocks or any(n % b for n in numbers for b in blocks)
+    assert {kernel: number for kernel, number in programs.items() if number < 3} == {}
+    assert [kernel for kernel in programs if not ragged[kernel]] == []
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+M_PERTURB = -6
+
+
+@pytest.fixture
+def fresh_memory():
+    """Choose what fresh memory is filled with; afterwards with NaN again, as for all tests."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        pytest.skip("needs glibc")
+    yield lambda byte: libc.mallopt(M_PERTURB, byte ^ 0xFF)
+    libc.mallopt(M_PERTURB, 0x100)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("name", "label"), INTERPRETED_SAMPLES)
+def test_every_bit_is_written_and_the_same_twice_and_no_input_is_touched(name, label, fresh_memory):
+    operator = OPERATORS[name]
+    args = triton_arguments(name, sample(name, label))
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    before = [t.clone() for t in tensors]
+    found = []
+    for byte in (0x11, 0x22):
+        fresh_memory(byte)
+        results = dispatch.forward(operator, args, "triton")
+        grads = ()
+        if operator.differentiable:
+            saved = tuple(results[place] for place in operator.saved_places)
+            kept = [t.clone() for t in saved]
+            grads = dispatch.backward(operator, torch.ones_like(results[0]), args, saved, "triton")
+            torch.testing.assert_close(list(saved), kept, rtol=0, atol=0, equal_nan=True)
+        found.append([*results, *grads])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(tensors, before, rtol=0, atol=0, equal_nan=True)
+
+
+def triton_arguments(name, s):
+    from fairkernels.app.bench_rivals import handed_on
+
+    return handed_on(name, s)
+
+
+# --- which backend ------------------------------------------------------------------------------------------------
+
+
+@on_the_host
+@every_operator
+def test_a_gpu_runs_triton(name):
+    for dtype in OPERATORS[name].dtypes:
+        assert dispatch.choose(name, "cuda", dtype, None) == "triton"
+    assert dispatch.choose(name, "cpu", OPERATORS[name].dtypes[0], None) != "triton"
+
+
+@on_the_host
+@every_operator
+def test_cpu_tensors_have_a_reason(name):
+    s = samples(name)[0]
+    assert "can not run: triton kernels need a GPU tensor, or TRITON_INTERPRET=1" in fairkernels.explain(name, *s.args)
+    with pytest.raises(RuntimeError, match=f"'triton' was asked for {name}, but triton kernels need a GPU tensor"):
+        call(name, s, backend="triton")
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "first", [backend for backend in ("native", "reference") if backend in [*COMPILED, "reference"]]
+)
+def test_backward_on_triton_after_a_forward_elsewhere(name, first, monkeypatch):
+    monkeypatch.setitem(dispatch.PREFERRED, "cpu", (first,))
+    dispatch.choose.cache_clear()
+    s = samples(name)[0]
+    leaf = s.args[0].clone().requires_grad_()
+    result = getattr(fairkernels.functional, name)(leaf, *s.args[1:], **s.kwargs)
+    upstream = torch.ones_like(result)
+    with fairkernels.use_backend("triton"), launch.recorded() as launches:
+        result.backward(upstream)
+    dispatch.choose.cache_clear()
+    args = triton_arguments(name, s)
+    exact = reference_gradient(OPERATORS[name], args, upstream, torch.float64)
+    plain = reference_gradient(OPERATORS[name], args, upstream, torch.float32)
+    assert_no_worse(leaf.grad, plain, exact, accuracy=30 * OPERATORS[name].allowed_error(torch.float32))
+    if not (first == "native" and OPERATORS[name].gives_gradient):  # that one has its gradient already
+        assert launches
+
+
+# --- launching ----------------------------------------------------------------------------------------------------
+
+
+class FakeKernel:
+    """Lists what it is launched with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.calls.append((grid, args, options))
+
+
+def test_an_empty_grid_launches_nothing():
+    kernel = FakeKernel()
+    launch.launch(kernel, (3, 0), num_warps=4)
+    assert not kernel.calls
+
+
+def test_launches_are_recorded_and_run_only_if_they_shall():
+    kernel = FakeKernel()
+    with launch.recorded() as outer, launch.recorded(run=False) as inner:
+        launch.launch(kernel, (2,), 5, num_warps=4)
+    assert len(outer) == len(inner) == 1
+    assert not kernel.calls
+    with launch.recorded() as launches:
+        launch.launch(kernel, (2,), 5, num_warps=4)
+    assert len(launches) == len(kernel.calls) == 1
+
+
+@pytest.mark.parametrize("numbers", [(1,), (0,), (2,), (16, 1, 2**40), (17, 0, 3)])
+def test_sizes_of_several_problems_all_look_alike(numbers):
+    plain, (disguised,) = launch.disguised((numbers, (launch.Leading(numbers),)))
+    assert plain == numbers
+    assert [(number - launch.DISGUISE) >> 1 for number in disguised] == list(numbers)
+    assert all(number % 2 == 1 and 2**62 < number < 2**63 for number in disguised)
+
+
+def test_leading_dimensions_that_lie_like_one_are_joined():
+    assert launch.problems(torch.ones(4, 5), 2) == launch.problems(None, 2) == ((1,), (0,))
+    assert launch.problems(torch.ones(2, 3, 4, 5), 2) == ((6,), (20,))
+    assert launch.problems(torch.ones(2, 1, 3, 4, 5).transpose(0, 2), 2) == ((3, 2), (20, 60))
+    assert launch.problems(torch.ones(3, 4, 5)[None].expand(2, 3, 4, 5), 2) == ((2, 3), (0, 20))
+
+
+def timer_that_prefers(kernel, **best):
+    """Each option that is as preferred saves a second; lists what was tried."""
+    tried = []
+
+    def timer(run):
+        run()
+        options = kernel.calls.pop()[2]
+        tried.append(options)
+        return 10.0 - sum(options.get(name) == value for name, value in best.items())
+
+    return timer, tried
+
+
+def test_tuned_takes_the_fastest_and_tries_once():
+    kernel = FakeKernel()
+    timer, tried = timer_that_prefers(kernel, num_warps=8, num_stages=2)
+    with launch.tuned(timer):
+        for tensor in (torch.ones(3), torch.ones(500)):
+            launch.launch(kernel, (4,), tensor, 5, BLOCK=16, num_warps=4)
+    assert [options for _, _, options in kernel.calls] == [{"BLOCK": 16, "num_warps": 8, "num_stages": 2}] * 2
+    assert [options["num_warps"] for options in tried] == [4, 2, 8, 8, 8]
+
+
+def test_each_specialisation_is_tuned():
+    kernel = FakeKernel()
+    timer, tried = timer_that_prefers(kernel, num_warps=2)
+    with launch.tuned(timer):
+        launch.launch(kernel, (4,), torch.ones(3), BLOCK=16, num_warps=4)
+        before = len(tried)
+        launch.launch(kernel, (4,), torch.ones(3).double(), BLOCK=16, num_warps=4)
+        launch.launch(kernel, (4,), torch.ones(3), BLOCK=32, num_warps=4)
+    assert len(tried) == 3 * before
+
+
+def test_nothing_is_tuned_outside_nor_what_writes_what_it_reads_nor_without_a_gpu():
+    kernel = FakeKernel()
+    timer, tried = timer_that_prefers(kernel, num_warps=8)
+    with launch.tuned(timer):
+        launch.launch(kernel, (4,), torch.ones(3), num_warps=4, in_place=True)
+    with launch.tuned():
+        launch.launch(kernel, (4,), torch.ones(3), num_warps=4)
+    launch.launch(kernel, (4,), torch.ones(3), num_warps=4)
+    assert not tried
+    assert [options for _, _, options in kernel.calls] == [{"num_warps": 4}] * 3

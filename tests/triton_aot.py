@@ -1,0 +1,463 @@
+"""Compiles the Triton kernels for three generations of GPUs, without any, and holds what they need against a budget.
+
+    python tests/triton_aot.py              every kernel, regime, dtype and flag, against tests/triton_budget.json
+    python tests/triton_aot.py --quick      float32 on sm_90 alone
+    python tests/triton_aot.py --all        also all combinations of these, which takes long; only spills are looked at
+    python tests/triton_aot.py --write      renews tests/triton_budget.json and docs/triton.md
+    python tests/triton_aot.py --batches    whether another batch size compiles a kernel again
+
+Calls are those of the operator table, as they stand and at further sizes (``triton_calls``); their launches are listed,
+not run, and specialised by Triton itself, as on a GPU. A process of its own: interpreted kernels can not be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = ROOT / "tests" / "triton_budget.json"
+DOCUMENT = ROOT / "docs" / "triton.md"
+
+TARGETS = (80, 90, 100)
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory that one program may have."""
+
+MORE_REGISTERS, MORE_SHARED = 1.1, 1.1
+"""By how much a kernel may exceed its budget: compilers of one version agree, this is for small changes."""
+
+BATCHES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 500, 512, 1000, 1024, 1025, 3000, 4096, 10_000, 65_536)
+FORMS = 6
+"""How many forms (block sizes, numbers of warps) a kernel may take over all these batch sizes."""
+
+
+class Driver:
+    """What Triton wants to know of a GPU when it compiles."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.target, 32)
+
+    def get_current_device(self) -> int:
+        return self.target  # kernels are kept by device
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A tensor as the compiler sees it: its type and whether it lies on 16 bytes."""
+
+    dtype: Any
+    offset: int
+
+    def data_ptr(self) -> int:
+        return self.offset
+
+    def ptr_range(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a kernel in one specialisation: a fixed value, or a type and what is known of the value."""
+
+    name: str
+    type: Any
+    known: Any
+
+    @property
+    def fixed(self) -> bool:
+        return self.type == "constexpr"
+
+    @property
+    def is_pointer(self) -> bool:
+        return str(self.type).startswith("*")
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """A kernel as it is compiled once, and a launch that asks for it."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+    parameters: tuple[Parameter, ...]
+    settings: tuple[tuple[str, Any], ...]
+    """Numbers of warps, of stages and the like."""
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.fn.__name__)
+
+    @property
+    def key(self) -> Hashable:
+        return self.name, self.parameters, self.settings
+
+    @property
+    def form(self) -> Hashable:
+        """What the host function chooses: fixed values, options, types of pointers; not the numbers it hands over."""
+        chosen = [(p.name, p.type, p.known if p.fixed else None) for p in self.parameters if p.is_pointer or p.fixed]
+        return self.name, tuple(chosen), self.settings
+
+    @property
+    def is_double(self) -> bool:
+        return any(p.type == "*fp64" for p in self.parameters)
+
+    def features(self) -> Iterator[Hashable]:
+        """What must have been compiled once: each value, each type, each choice of block sizes for either precision."""
+        sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int)
+        yield self.name, sizes, self.settings, self.is_double
+        for parameter in self.parameters:
+            yield self.name, parameter
+
+    def __str__(self) -> str:
+        """Types of pointers, fixed values (those that are None or False are left out), what is known of the others."""
+        types: dict[str, list[str]] = defaultdict(list)
+        others = []
+        for p in self.parameters:
+            if p.is_pointer:
+                types[p.type[1:]].append(p.name + ("" if p.known == "D" else " (not aligned)"))
+            elif p.type == "constexpr" and p.known is True:
+                others.append(p.name)
+            elif p.type == "constexpr" and p.known is not None and p.known is not False:
+                others.append(f"{p.name}={p.known}")
+            elif p.type != "constexpr" and number(p.type, p.known) not in ("n", "x"):
+                others.append(f"{p.name}={number(p.type, p.known)}")
+        settings = [f"{name}={value}" for name, value in self.settings]
+        return "; ".join([*(f"{dtype}: {' '.join(names)}" for dtype, names in types.items()), *others, *settings])
+
+
+def number(type_: Any, known: Any) -> str:
+    """What is known of a number or a tuple of numbers: its value, that it is a multiple of 16, that it is wide."""
+    if isinstance(type_, tuple):
+        return "(" + " ".join(map(number, type_, known)) + ")"
+    if type_ == "constexpr":
+        return str(known)
+    return ("16" if known == "D" else "") + {"i32": "n", "i64": "N", "fp32": "x", "fp64": "x"}.get(type_, str(type_))
+
+
+# --- which specialisations there are ------------------------------------------------------------------------------
+
+
+def activate(target: int) -> None:
+    import triton
+
+    triton.runtime.driver.set_active(Driver(target))
+
+
+def specialised(launch: Any) -> Specialisation:
+    """As Triton's own binder does it."""
+    from torch import Tensor
+
+    kernel, options = launch.kernel, launch.options
+    args = tuple(
+        Pointer(arg.dtype, arg.storage_offset() * arg.itemsize % 16) if isinstance(arg, Tensor) else arg
+        for arg in launch.args
+    )
+    device = TARGETS[0]
+    binder = kernel.device_caches[device][4]
+    _, kinds, _ = binder(*args, **options, debug=False)
+    parameters = tuple(Parameter(p.name, *as_text(kind)) for p, kind in zip(kernel.params, kinds, strict=False))
+    names = {p.name for p in kernel.params}
+    settings = tuple(sorted((name, value) for name, value in options.items() if name not in names))
+    return Specialisation(kernel, args, tuple(options.items()), parameters, settings)
+
+
+def as_text(kind: tuple[Any, Any]) -> tuple[Any, Any]:
+    type_, known = kind
+    return type_, getattr(known, "__name__", None) or getattr(known, "name", known)
+
+
+def distinct(launches: Iterable[Any]) -> list[Specialisation]:
+    found: dict[Hashable, Specialisation] = {}
+    for launch in launches:
+        this = specialised(launch)
+        found.setdefault(this.key, this)
+    return list(found.values())
+
+
+def every_specialisation(quick: bool) -> list[Specialisation]:
+    from cases import DTYPES, torch
+    from triton_calls import WITH_KERNELS, calls, launches_of, operator_arguments, without_data
+
+    activate(TARGETS[0])
+    dtypes = (torch.float32,) if quick else DTYPES
+    with without_data():
+        return distinct(
+            launch
+            for name in WITH_KERNELS
+            for dtype in dtypes
+            for s in calls(name, dtype)
+            for launch in launches_of(name, operator_arguments(name, s))
+        )
+
+
+def covering(every: list[Specialisation]) -> list[Specialisation]:
+    """Few of them that have all features; those with most features that are still missing first."""
+    missing = {feature for this in every for feature in this.features()}
+    chosen, waiting = [], sorted(every, key=in_words)
+    while missing:
+        gains = [len(missing.intersection(this.features())) for this in waiting]
+        best = waiting[gains.index(max(gains))]
+        waiting = [this for this, gain in zip(waiting, gains, strict=True) if gain and this is not best]
+        missing.difference_update(best.features())
+        chosen.append(best)
+    return sorted(chosen, key=in_words)
+
+
+def in_words(this: Specialisation) -> tuple[str, str]:
+    return this.name, str(this)
+
+
+# --- compiling ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a compiled kernel needs: registers of a thread, bytes of shared memory of a program, spilled bytes."""
+
+    registers: int
+    shared: int
+    spills: int
+
+
+_jobs: list[tuple[Specialisation, int]] = []  # handed to the worker processes by the fork
+
+
+def compile_job(number: int) -> Need | str:
+    this, target = _jobs[number]
+    activate(target)
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log):
+            compiled = this.kernel.warmup(*this.args, grid=(1,), **dict(this.options))
+    except Exception as error:  # the compiler's, whatever it is: the others are compiled all the same
+        return reason(error)
+    stores, loads = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())[-2:]
+    (registers,) = re.findall(r"Used (\d+) registers", log.getvalue())[-1:]
+    return Need(int(registers), compiled.metadata.shared, int(stores) + int(loads))
+
+
+def reason(error: BaseException) -> str:
+    """The innermost of nested compile errors, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def compile_all(chosen: list[Specialisation], targets: Iterable[int], processes: int) -> dict[Any, Need | str]:
+    from triton import knobs
+
+    knobs.nvidia.dump_ptxas_log = True
+    _jobs[:] = [(this, target) for this in chosen for target in targets]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        needs = pool.map(compile_job, range(len(_jobs)))
+        return {(this.name, str(this), target): need for (this, target), need in zip(_jobs, needs, strict=True)}
+
+
+# --- the budget ---------------------------------------------------------------------------------------------------
+
+
+def written_budget() -> dict[str, Any]:
+    return dict(json.loads(BUDGET.read_text())) if BUDGET.exists() else {"triton": None, "kernels": {}}
+
+
+def budget_of(needs: dict[Any, Need]) -> dict[str, Any]:
+    import triton
+
+    kernels: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
+    for (name, text, target), need in needs.items():
+        kernels[name][text][f"sm_{target}"] = [need.registers, need.shared, need.spills]
+    return {"triton": triton.__version__, "kernels": kernels}
+
+
+def as_json(budget: dict[str, Any]) -> str:
+    """One line a specialisation."""
+    kernels = [
+        f"  {json.dumps(name)}: {{\n"
+        + ",\n".join(f"   {json.dumps(text)}: {json.dumps(needs)}" for text, needs in found.items())
+        + "\n  }"
+        for name, found in budget["kernels"].items()
+    ]
+    note = "registers a thread, bytes of shared memory a program, spilled bytes; by tests/triton_aot.py --write"
+    return (
+        f'{{\n "": {json.dumps(note)},\n "triton": {json.dumps(budget["triton"])},\n "kernels": {{\n'
+        + ",\n".join(kernels)
+        + "\n }\n}\n"
+    )
+
+
+def complaints(needs: dict[Any, Need | str], budget: dict[str, Any] | None) -> Iterator[str]:
+    """What is wrong; without a budget only what is wrong in any case."""
+    import triton
+
+    same_compiler = budget is not None and budget["triton"] == triton.__version__
+    for (name, text, target), need in needs.items():
+        where = f"{name} [{text}] sm_{target}"
+        if isinstance(need, str):
+            yield f"{where} does not compile: {need}"
+            continue
+        if need.spills:
+            yield f"{where} spills {need.spills} bytes"
+        if need.shared > SHARED_LIMIT[target]:
+            yield f"{where} needs {need.shared} bytes of shared memory, there are {SHARED_LIMIT[target]}"
+        if budget is None:
+            continue
+        allowed = budget["kernels"].get(name, {}).get(text, {}).get(f"sm_{target}")
+        if allowed is None:
+            yield f"{where} is not in the budget"
+        elif same_compiler and need.registers > MORE_REGISTERS * allowed[0] + 8:
+            yield f"{where} takes {need.registers} registers, its budget is {allowed[0]}"
+        elif same_compiler and need.shared > MORE_SHARED * allowed[1]:
+            yield f"{where} takes {need.shared} bytes of shared memory, its budget is {allowed[1]}"
+
+
+def stale(chosen: list[Specialisation], budget: dict[str, Any]) -> Iterator[str]:
+    current = {(this.name, str(this)) for this in chosen}
+    for name, found in budget["kernels"].items():
+        for text in found:
+            if (name, text) not in current:
+                yield f"{name} [{text}] is in the budget, but no call asks for it"
+
+
+# --- another batch size -------------------------------------------------------------------------------------------
+
+
+def recompilations() -> Iterator[str]:
+    """Kernels that are compiled again for another batch size or number of problems although nothing else changed."""
+    from triton_calls import SIZES, WITH_KERNELS, launches_of, of_every_batch, without_data
+
+    activate(TARGETS[0])
+    with without_data():
+        for name in WITH_KERNELS:
+            for size in SIZES[name]:
+                for sample, several in of_every_batch(name, size, BATCHES):
+                    launches = (launch for args in several for launch in launches_of(name, args))
+                    yield from repeated(f"{name} {list(size)}, {sample}", distinct(launches))
+
+
+def repeated(where: str, found: list[Specialisation]) -> Iterator[str]:
+    forms: dict[Hashable, list[Specialisation]] = defaultdict(list)
+    kernels: dict[str, set[Hashable]] = defaultdict(set)
+    for this in found:
+        forms[this.form].append(this)
+        kernels[this.name].add(this.form)
+    for same in forms.values():
+        first, *others = same
+        for other in others:
+            pairs = zip(first.parameters, other.parameters, strict=True)
+            changed = ", ".join(f"{a.name} {a.type} {a.known!r} / {b.type} {b.known!r}" for a, b in pairs if a != b)
+            yield f"{where}: {first.name} is compiled again for another {changed}"
+    for name, several in kernels.items():
+        if len(several) > FORMS:
+            yield f"{where}: {name} has {len(several)} forms over {len(BATCHES)} batch sizes, allowed are {FORMS}"
+
+
+# --- the document -------------------------------------------------------------------------------------------------
+
+PROSE = """\
+# Triton kernels
+
+On a GPU every operator that has one runs its Triton kernel, in float64, float32, bfloat16 and float16, with any
+strides. Triton compiles a kernel at its first call: once for each dtype and choice of options, not again for another
+batch size. All results are the same bits every time; `fairkernels.ops.triton_kernels.launch.tuned()` is a scope in
+which other numbers of warps and pipeline stages are tried, for who wants that.
+
+## How they are proven
+
+- Values, gradients, layouts and edge cases: all tests of the operator table, on Triton's interpreter
+  (`make test-triton`, with `TRITON_INTERPRET=1`, on CPU tensors).
+- `tests/test_triton.py`: launches of a call, no copies of inputs, no result that was not written, nothing that waits
+  for the GPU, so that a CUDA graph can capture it.
+- `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none spills, and what they need is held
+  against `tests/triton_budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
+  value of every parameter occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
+  The same program makes sure that no kernel is compiled again for another batch size.
+
+## What they need
+
+Written by `python tests/triton_aot.py --write`; {total} specialisations, triton {version}: registers of a thread,
+the most shared memory of a program. This is what the compiler says, nothing of it was measured on a GPU.
+
+{table}
+"""
+
+
+def document(budget: dict[str, Any]) -> str:
+    lines = [
+        "| kernel | compiled | " + " | ".join(f"sm_{target}" for target in TARGETS) + " | spills |",
+        "| --- | ---: |" + " ---: |" * len(TARGETS) + " ---: |",
+    ]
+    for name, found in budget["kernels"].items():
+        cells = []
+        for target in TARGETS:
+            needs = [needs[f"sm_{target}"] for needs in found.values()]
+            registers = f"{min(n[0] for n in needs)}–{max(n[0] for n in needs)}"
+            cells.append(f"{registers}, {max(n[1] for n in needs) / 1024:.1f} KiB")
+        spills = sum(need[2] for needs in found.values() for need in needs.values())
+        lines.append(f"| `{name}` | {len(found)} | {' | '.join(cells)} | {spills} |")
+    total = sum(map(len, budget["kernels"].values()))
+    return PROSE.format(version=budget["triton"], total=total, table="\n".join(lines))
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag in ("--quick", "--all", "--write", "--batches"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache  # what is found there does not tell what it needs
+        found = list(recompilations()) if options.batches else list(check(options))
+    print(*found, sep="\n")
+    return 1 if found else 0
+
+
+def check(options: argparse.Namespace) -> Iterator[str]:
+    start = time.perf_counter()
+    every = every_specialisation(options.quick)
+    budget = None if options.all or options.write else written_budget()
+    if options.quick:
+        chosen = [this for this in every if str(this) in written_budget()["kernels"].get(this.name, (str(this),))]
+    else:
+        chosen = every if options.all else covering(every)
+    targets = (90,) if options.quick else TARGETS
+    needs = compile_all(chosen, targets, options.processes)
+    took = time.perf_counter() - start
+    print(f"{len(chosen)} of {len(every)} specialisations for {len(targets)} targets, {took:.0f} s", file=sys.stderr)
+
+    yield from complaints(needs, budget)
+    if budget is not None and not options.quick:
+        yield from stale(chosen, budget)
+    if options.write:
+        budget = budget_of({key: need for key, need in needs.items() if isinstance(need, Need)})
+        BUDGET.write_text(as_json(budget))
+        DOCUMENT.write_text(document(json.loads(as_json(budget))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
