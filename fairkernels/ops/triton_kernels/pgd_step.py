@@ -70,7 +70,7 @@ def l2_step(images: Images, tensors: Tensors, numbers: tuple[float, ...], target
         columns = power_of_2(n, least=16)
         rows = max(1024 // columns, 1)
         grid = (cdiv(samples, rows),)
-        warps = min(max(rows * columns // (512 if out.element_size() < 8 else 256), 4), 16)
+        warps = min(max(rows * columns // 256, 4), 16)
         options |= {"TARGETED": targeted, "ROWS": rows, "COLUMNS": columns, "num_warps": warps}
         launch(l2_kernel, grid, *images, *tensors, *numbers, samples, n, *layout, **options)
         return

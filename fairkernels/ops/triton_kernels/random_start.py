@@ -33,9 +33,9 @@ def random_start(
     """``[N, ...]``, in the layout of x.
 
     ``linf``: one launch, 1 read and 1 write an element, 8 bytes in float32. ``l2``: one launch and as many bytes up to
-    8189 elements a sample; beyond it two, which draw the same numbers twice rather than keep them. Elements are worked
-    on in the order of their numbers, four from one counter, so in channels_last accesses are not 16 bytes wide. Tensors
-    among the parameters are read besides.
+    8189 elements a sample (2045 in float64); beyond it two, which draw the same numbers twice rather than keep them.
+    Elements are worked on in the order of their numbers, four from one counter, so in channels_last accesses are not 16
+    bytes wide. Tensors among the parameters are read besides.
     """
     out = torch.empty_like(x)
     start = linf_start if norm == "linf" else l2_start
@@ -61,7 +61,7 @@ def l2_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> N
     options = {"STRAIGHT": walk(order, x.shape, images).straight, "INDEX": index_type(n)}
     reach = n + 3  # from the start of the counter that a sample begins in
 
-    if reach <= 8192:
+    if reach <= (8192 if x.element_size() < 8 else 2048):
         counters = power_of_2(cdiv(reach, 4), least=4)
         rows = max(256 // counters, 1)
         warps = min(max(rows * counters // 128, 4), 16)
