@@ -8,12 +8,23 @@ from cases import COMPILED
 from tolerance import assert_no_worse
 
 import fairkernels.functional as FK
+from fairkernels.ops.reference._philox import LOW32
+from fairkernels.ops.reference._philox import philox as reference_words
 
 pytestmark = pytest.mark.skipif("triton" not in COMPILED, reason="needs a GPU or the interpreter")
 
 if "triton" in COMPILED:
-    from fairkernels.ops.triton_kernels import pgd_step, random_start, same_class_mixup
+    import triton
+    import triton.language as tl
+
+    from fairkernels.ops.triton_kernels import elementwise, pgd_step, philox, random_start, same_class_mixup
     from fairkernels.ops.triton_kernels.launch import recorded
+
+    @triton.jit
+    def draw(out, first: tl.int64, seed: tl.int64, STREAM: tl.constexpr):
+        a, b, c, d = philox.words(first + tl.arange(0, 16), STREAM, seed)
+        tl.store(out + tl.arange(0, 64), philox.in_order(a, b, c, d).to(tl.int64))
+
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -170,6 +181,19 @@ def test_a_start_with_parameters_of_every_shape(norm, layout, dtype):
         assert ours.stride() == torch.empty_like(x).stride()
 
 
+@pytest.mark.parametrize("first", [0, 2**32 - 8, 2**40 + 5])
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_words_of_the_generator_are_those_of_the_reference(first, stream):
+    for seed in (0, 1, -5, -(2**62) + 12345, 2**40 + 3):
+        ours = torch.empty(64, dtype=torch.int64)
+        draw[(1,)](ours, first, seed, STREAM=stream)
+        index = first + torch.arange(16)
+        zero = torch.zeros_like(index)
+        key = (seed & LOW32, (seed >> 32) & LOW32)
+        theirs = reference_words((index & LOW32, index >> 32, zero + stream, zero), key)
+        assert torch.equal(ours, torch.stack(theirs, -1).flatten())
+
+
 @pytest.mark.parametrize("seed", [0, -1, 2**31, 2**32 - 1, -(2**63), 2**63 - 1])
 def test_the_whole_seed_counts(seed):
     x = torch.full((2, 9), 0.5, dtype=torch.float64)
@@ -177,7 +201,7 @@ def test_the_whole_seed_counts(seed):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-16)
 
 
-@pytest.mark.parametrize(("n", "launches"), [(1, 1), (3, 1), (4095, 1), (8189, 1), (8190, 2), (9217, 2)])
+@pytest.mark.parametrize(("n", "launches"), [(1, 1), (3, 1), (1023, 1), (2045, 1), (2046, 2), (5117, 2)])
 @pytest.mark.parametrize("partials", [256, 4])
 def test_a_start_in_a_ball_of_many_dimensions(n, launches, partials, monkeypatch):
     """Samples begin anywhere within a counter, and end there."""
@@ -188,6 +212,16 @@ def test_a_start_in_a_ball_of_many_dimensions(n, launches, partials, monkeypatch
     assert len(seen) == launches
     theirs = FK.random_start(x, eps=3.0, norm="l2", bounds=(-9, 9), seed=4, backend="reference")
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("n", "launches"), [(8189, 1), (8190, 2)])
+def test_a_start_of_many_dimensions_in_half_precision(n, launches):
+    x = torch.rand(2, n).bfloat16()
+    with recorded() as seen:
+        ours = FK.random_start(x, eps=3.0, norm="l2", seed=4, backend="triton")
+    assert len(seen) == launches
+    exact = FK.random_start(x.double(), eps=3.0, norm="l2", seed=4, backend="reference")
+    assert_no_worse(ours, FK.random_start(x, eps=3.0, norm="l2", seed=4, backend="reference"), exact)
 
 
 # --- same_class_mixup ---------------------------------------------------------------------------------------------
@@ -232,3 +266,42 @@ def test_mixing_large_samples_and_samples_of_nothing():
     for x in (torch.rand(5, 3, 41, 43), torch.rand(5, 0), torch.rand(5)):
         ours, theirs = on_both(FK.same_class_mixup, x, labels, lam=0.4, seed=3)
         torch.testing.assert_close(ours, theirs)
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(3, 41), (2, 17000)])
+def test_nothing_is_written_beside_the_result(norm, shape, monkeypatch):
+    """Results lie between other numbers, which stay what they are."""
+    buffers = []
+
+    def between_others(like, **_):
+        buffers.append(torch.full((like.numel() + 100,), 7, dtype=like.dtype))
+        return buffers[-1][50:-50].view(like.shape)
+
+    x_adv, grad, x = attack_point(*shape, dtype=torch.float32)
+    labels = torch.arange(shape[0]) % 2
+    monkeypatch.setattr(torch, "empty_like", between_others)
+    FK.pgd_step(x_adv, grad, x, alpha=0.1, eps=0.2, norm=norm, backend="triton")
+    FK.random_start(x, eps=0.2, norm=norm, seed=1, backend="triton")
+    FK.same_class_mixup(x, labels, lam=0.4, seed=3, backend="triton")
+    monkeypatch.undo()
+    assert len(buffers) == 4
+    for buffer in buffers:
+        assert (buffer[:50] == 7).all()
+        assert (buffer[-50:] == 7).all()
+
+
+def test_elements_are_numbered_in_64_bits_where_32_are_too_few(monkeypatch):
+    assert elementwise.index_type(2**30 - 1) == tl.int32
+    assert elementwise.index_type(2**30) == tl.int64
+    x_adv, grad, x = attack_point(3, 4, 50)
+    options = {"alpha": torch.rand(4, 1), "eps": torch.rand(3)}
+    moved = FK.pgd_step(x_adv, grad, x, **options, backend="triton")
+    start = FK.random_start(x, eps=options["alpha"], seed=1, backend="triton")
+    for module in (pgd_step, random_start):
+        monkeypatch.setattr(module, "index_type", lambda _: tl.int64)
+    torch.testing.assert_close(FK.pgd_step(x_adv, grad, x, **options, backend="triton"), moved, rtol=0, atol=0)
+    torch.testing.assert_close(FK.random_start(x, eps=options["alpha"], seed=1, backend="triton"), start)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import sign
-from .elementwise import clip, element_offset, index_type, memory_order, parameter, per_sample, step_of, walk
+from .elementwise import clip, element_offset, first_of, index_type, memory_order, parameter, per_sample, walk, walk_all
 from .launch import cdiv, launch, power_of_2
 
 PARTIALS = 256
@@ -34,8 +34,9 @@ def pgd_step(
 ) -> None:
     """Into ``out``, which may be one of the images.
 
-    ``linf``: one launch, 3 reads and 1 write an element. ``l2``: one launch and as much up to 16384 elements a sample
-    (8192 in float64), beyond it two, 6 reads and 1 write. Tensors among the parameters are read besides.
+    ``linf``: one launch, 3 reads and 1 write an element, 16 bytes in float32. ``l2``: one launch and as many bytes up
+    to 16384 elements a sample (8192 in float64), beyond it two, 6 reads and 1 write, 28 bytes in float32. Tensors among
+    the parameters are read besides.
     """
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
@@ -49,69 +50,45 @@ Tensors = tuple[Tensor | None, ...]
 
 def linf_step(images: Images, tensors: Tensors, numbers: tuple[float, ...], targeted: bool) -> None:
     out = images[3]
-    n, order = out.numel(), memory_order(out, range(out.dim()))
-    through = walk(order, out.shape, (*images, *tensors))
-    block = 1024
-    launch(
-        linf_kernel,
-        (cdiv(n, block),),
-        *images,
-        *tensors,
-        *numbers,
-        n,
-        through.sizes,
-        through.strides,
-        TARGETED=targeted,
-        STRAIGHT=walk(order, out.shape, images).straight,
-        INDEX=index_type(n),
-        BLOCK=block,
-        num_warps=4,
-    )
+    n = out.numel()
+    through, straight = walk_all(memory_order(out, range(out.dim())), images, tensors)
+    args = (*images, *tensors, *numbers, n, *through.numbers)
+    options = {"TARGETED": targeted, "STRAIGHT": straight, "INDEX": index_type(n), "BLOCK": 1024}
+    launch(linf_kernel, (cdiv(n, 1024),), *args, **options, num_warps=4, in_place=in_place(images, tensors))
 
 
 def l2_step(images: Images, tensors: Tensors, numbers: tuple[float, ...], targeted: bool) -> None:
     out = images[3]
     samples, n = out.shape[0], out[:1].numel()
-    operands = (*images, *tensors)
     order = memory_order(out, range(1, out.dim()))
-    through = walk(order, out.shape, operands)
-    shape = {"STRAIGHT": walk(order, out.shape, images).straight, "INDEX": index_type(n)}
-    layout = (step_of(operands, 0), through.sizes, through.strides)
+    through = walk(order, out.shape, (*images, *tensors))
+    layout = (first_of(images, tensors), *through.numbers)
+    straight = walk(order, out.shape, images).straight
+    options = {"STRAIGHT": straight, "INDEX": index_type(n), "in_place": in_place(images, tensors)}
 
     if n <= (16384 if out.element_size() < 8 else 8192):
         columns = power_of_2(n, least=16)
         rows = max(1024 // columns, 1)
         grid = (cdiv(samples, rows),)
-        warps = min(max(rows * columns // (512 if out.element_size() < 8 else 256), 4), 16)
-        args = (*images, *tensors, *numbers, samples, n, *layout)
-        launch(l2_kernel, grid, *args, TARGETED=targeted, **shape, ROWS=rows, COLUMNS=columns, num_warps=warps)
+        warps = min(max(rows * columns // 256, 4), 16)
+        options |= {"TARGETED": targeted, "ROWS": rows, "COLUMNS": columns, "num_warps": warps}
+        launch(l2_kernel, grid, *images, *tensors, *numbers, samples, n, *layout, **options)
         return
 
     block = 2048 if out.element_size() < 8 else 1024
     chunk = cdiv(cdiv(n, block), PARTIALS) * block
-    chunks = cdiv(n, chunk)
-    kind = torch.float64 if out.dtype == torch.float64 else torch.float32
-    sums = out.new_empty((3, samples, chunks), dtype=kind)
-    x_adv, grad, x, out = images
-    sources = (x_adv, grad, x, tensors[4])
-    launch(
-        l2_sums_kernel,
-        (samples * chunks,),
-        *sources,
-        sums,
-        samples,
-        n,
-        chunk,
-        chunks,
-        *layout,
-        **shape,
-        BLOCK=block,
-        num_warps=4,
-    )
-    blocks = cdiv(n, block)
+    chunks, blocks = cdiv(n, chunk), cdiv(n, block)
+    sums = out.new_empty((3, samples, chunks), dtype=torch.float64 if out.dtype == torch.float64 else torch.float32)
+    options |= {"BLOCK": block, "num_warps": 4}
+    sources = (*images[:3], tensors[4])
+    launch(l2_sums_kernel, (samples * chunks,), *sources, sums, samples, n, chunk, chunks, *layout, **options)
     args = (*images, *tensors, *numbers, sums, samples, n, blocks, chunks, *layout)
-    options = {"TARGETED": targeted, **shape, "BLOCK": block, "CHUNKS": PARTIALS}
-    launch(l2_apply_kernel, (samples * blocks,), *args, **options, num_warps=4)
+    launch(l2_apply_kernel, (samples * blocks,), *args, TARGETED=targeted, CHUNKS=PARTIALS, **options)
+
+
+def in_place(images: Images, tensors: Tensors) -> bool:
+    out = images[3]
+    return any(t is not None and t.data_ptr() == out.data_ptr() for t in (*images[:3], *tensors))
 
 
 # --- linf ---------------------------------------------------------------------------------------------------------
@@ -163,14 +140,14 @@ def linf_block(images, tensors, numbers, index, inside, sizes, strides, TARGETED
     slope = tl.load(grad + element_offset(index, sizes, strides[1], STRAIGHT), mask=inside).to(REAL)
     centre = tl.load(x + element_offset(index, sizes, strides[2], STRAIGHT), mask=inside).to(REAL)
 
-    step = parameter(alphas, alpha, 0, index, inside, sizes, strides[4], REAL)
-    radius = parameter(epsilons, eps, 0, index, inside, sizes, strides[5], REAL)
-    lowest = parameter(lows, low, 0, index, inside, sizes, strides[6], REAL)
-    highest = parameter(highs, high, 0, index, inside, sizes, strides[7], REAL)
+    step = parameter(alphas, alpha, 0, 0, index, inside, sizes, strides[4], REAL)
+    radius = parameter(epsilons, eps, 0, 0, index, inside, sizes, strides[5], REAL)
+    lowest = parameter(lows, low, 0, 0, index, inside, sizes, strides[6], REAL)
+    highest = parameter(highs, high, 0, 0, index, inside, sizes, strides[7], REAL)
     if TARGETED:
         step = -step
     if mask is not None:
-        step *= parameter(mask, 1.0, 0, index, inside, sizes, strides[8], REAL)
+        step *= parameter(mask, 1.0, 0, 0, index, inside, sizes, strides[8], REAL)
 
     moved = clip(start + step * sign(slope), centre - radius, centre + radius)
     moved = clip(moved, lowest, highest)
@@ -228,14 +205,14 @@ def l2_tile(sources, sample, index, inside, firsts, sizes, strides, STRAIGHT: tl
     """Of some elements of some samples: the centre, the perturbation and the slope, all 0 outside."""
     x_adv, grad, x, mask = sources
     REAL: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    start_at = sample * firsts[0] + element_offset(index, sizes, strides[0], STRAIGHT)
-    slope_at = sample * firsts[1] + element_offset(index, sizes, strides[1], STRAIGHT)
-    centre_at = sample * firsts[2] + element_offset(index, sizes, strides[2], STRAIGHT)
+    start_at = sample * firsts[0][0] + element_offset(index, sizes, strides[0], STRAIGHT)
+    slope_at = sample * firsts[0][1] + element_offset(index, sizes, strides[1], STRAIGHT)
+    centre_at = sample * firsts[0][2] + element_offset(index, sizes, strides[2], STRAIGHT)
     start = tl.load(x_adv + start_at, mask=inside, other=0).to(REAL)
     slope = tl.load(grad + slope_at, mask=inside, other=0).to(REAL)
     centre = tl.load(x + centre_at, mask=inside, other=0).to(REAL)
     if mask is not None:
-        allowed = parameter(mask, 1.0, sample * firsts[8], index, inside, sizes, strides[8], REAL)
+        allowed = parameter(mask, 1.0, sample, firsts[1][4], index, inside, sizes, strides[8], REAL)
         slope = tl.where(inside, slope * allowed, 0)
     return centre, start - centre, slope
 
@@ -243,8 +220,8 @@ def l2_tile(sources, sample, index, inside, firsts, sizes, strides, STRAIGHT: tl
 @triton.jit
 def l2_sizes(alphas, epsilons, alpha, eps, sample, here, firsts, TARGETED: tl.constexpr, REAL: tl.constexpr):
     """Step size, signed, and radius of the samples."""
-    step = per_sample(alphas, alpha, sample * firsts[4], here, REAL)
-    radius = per_sample(epsilons, eps, sample * firsts[5], here, REAL)
+    step = per_sample(alphas, alpha, sample, firsts[1][0], here, REAL)
+    radius = per_sample(epsilons, eps, sample, firsts[1][1], here, REAL)
     if TARGETED:
         step = -step
     return step, radius
@@ -259,9 +236,9 @@ def shrink_factor(squared, radius):
 @triton.jit
 def l2_store(out, moved, limits, sample, index, inside, firsts, sizes, strides, STRAIGHT: tl.constexpr):
     lows, highs, low, high = limits
-    lowest = parameter(lows, low, sample * firsts[6], index, inside, sizes, strides[6], moved.dtype)
-    highest = parameter(highs, high, sample * firsts[7], index, inside, sizes, strides[7], moved.dtype)
-    at = sample * firsts[3] + element_offset(index, sizes, strides[3], STRAIGHT)
+    lowest = parameter(lows, low, sample, firsts[1][2], index, inside, sizes, strides[6], moved.dtype)
+    highest = parameter(highs, high, sample, firsts[1][3], index, inside, sizes, strides[7], moved.dtype)
+    at = sample * firsts[0][3] + element_offset(index, sizes, strides[3], STRAIGHT)
     tl.store(out + at, clip(moved, lowest, highest).to(out.dtype.element_ty), mask=inside)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import clip, element_offset, index_type, parameter, per_sample, step_of, walk
+from .elementwise import clip, element_offset, first_of, index_type, parameter, per_sample, walk, walk_all
 from .launch import cdiv, launch, power_of_2
 from .philox import in_order, uniform, words
 
@@ -32,10 +32,10 @@ def random_start(
 ) -> Tensor:
     """``[N, ...]``, in the layout of x.
 
-    ``linf``: one launch, 1 read and 1 write an element. ``l2``: one launch and as much up to 8192 elements a sample;
-    beyond it two, that draw the same numbers twice rather than keep them. Elements are worked on in the order of their
-    numbers, four from one counter, so in channels_last accesses are not 16 bytes wide. Tensors among the parameters
-    are read besides.
+    ``linf``: one launch, 1 read and 1 write an element, 8 bytes in float32. ``l2``: one launch and as many bytes up to
+    8189 elements a sample (2045 in float64); beyond it two, which draw the same numbers twice rather than keep them.
+    Elements are worked on in the order of their numbers, four from one counter, so in channels_last accesses are not 16
+    bytes wide. Tensors among the parameters are read besides.
     """
     out = torch.empty_like(x)
     start = linf_start if norm == "linf" else l2_start
@@ -45,11 +45,11 @@ def random_start(
 
 def linf_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> None:
     x = images[0]
-    n, order = x.numel(), range(x.dim())
-    through = walk(order, x.shape, (*images, *tensors))
-    args = (*images, *tensors, *numbers, seed, n, through.sizes, through.strides)
-    layout = {"STRAIGHT": walk(order, x.shape, images).straight, "INDEX": index_type(n)}
-    launch(linf_kernel, (cdiv(n, 1024),), *args, **layout, BLOCK=1024, num_warps=4)
+    n = x.numel()
+    through, straight = walk_all(range(x.dim()), images, tensors)
+    args = (*images, *tensors, *numbers, seed, n, *through.numbers)
+    options = {"STRAIGHT": straight, "INDEX": index_type(n), "BLOCK": 1024}
+    launch(linf_kernel, (cdiv(n, 1024),), *args, **options, num_warps=4)
 
 
 def l2_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> None:
@@ -57,11 +57,11 @@ def l2_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> N
     samples, n, order = x.shape[0], x[:1].numel(), range(1, x.dim())
     operands = (*images, *tensors)
     through = walk(order, x.shape, operands)
-    layout = (step_of(operands, 0), through.sizes, through.strides)
+    layout = (first_of(images, tensors), *through.numbers)
     options = {"STRAIGHT": walk(order, x.shape, images).straight, "INDEX": index_type(n)}
     reach = n + 3  # from the start of the counter that a sample begins in
 
-    if reach <= 8192:
+    if reach <= (8192 if x.element_size() < 8 else 2048):
         counters = power_of_2(cdiv(reach, 4), least=4)
         rows = max(256 // counters, 1)
         warps = min(max(rows * counters // 128, 4), 16)
@@ -75,8 +75,20 @@ def l2_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> N
     sums = x.new_empty((samples, chunks), dtype=torch.float64)
     launch(l2_sums_kernel, (samples * chunks,), sums, seed, n, chunk, chunks, BLOCK=block, num_warps=4)
     blocks = cdiv(reach, block)
-    args = (*operands, *numbers, seed, sums, n, blocks, chunks, *layout)
-    launch(l2_place_kernel, (samples * blocks,), *args, **options, BLOCK=block, CHUNKS=PARTIALS, num_warps=4)
+    chunked = (sums, n, blocks, chunks)
+    launch(
+        l2_place_kernel,
+        (samples * blocks,),
+        *operands,
+        *numbers,
+        seed,
+        *chunked,
+        *layout,
+        **options,
+        BLOCK=block,
+        CHUNKS=PARTIALS,
+        num_warps=4,
+    )
 
 
 # --- linf ---------------------------------------------------------------------------------------------------------
@@ -120,9 +132,9 @@ def linf_block(images, tensors, numbers, noise, index, inside, sizes, strides, S
     eps, low, high = numbers
     REAL: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     centre = tl.load(x + element_offset(index, sizes, strides[0], STRAIGHT), mask=inside).to(REAL)
-    radius = parameter(epsilons, eps, 0, index, inside, sizes, strides[2], REAL)
-    lowest = parameter(lows, low, 0, index, inside, sizes, strides[3], REAL)
-    highest = parameter(highs, high, 0, index, inside, sizes, strides[4], REAL)
+    radius = parameter(epsilons, eps, 0, 0, index, inside, sizes, strides[2], REAL)
+    lowest = parameter(lows, low, 0, 0, index, inside, sizes, strides[3], REAL)
+    highest = parameter(highs, high, 0, 0, index, inside, sizes, strides[4], REAL)
     moved = clip(centre + radius * (2 * noise - 1).to(REAL), lowest, highest)
     tl.store(out + element_offset(index, sizes, strides[1], STRAIGHT), moved.to(out.dtype.element_ty), mask=inside)
 
@@ -217,7 +229,7 @@ def turn(share):
 @triton.jit
 def scale_of(squared, epsilons, eps, seed, sample, n, here, firsts):
     """What makes a direction of this squared length a point uniform in the ball: radius u^(1/n) / length."""
-    radius = per_sample(epsilons, eps, sample * firsts[2], here, tl.float64)
+    radius = per_sample(epsilons, eps, sample, firsts[1][0], here, tl.float64)
     first, _, _, _ = words(sample, 1, seed)
     share = uniform(first, tl.float64)
     share = tl.where(share > 0, tl.exp(tl.log(tl.where(share > 0, share, 1)) / n), 0)
@@ -245,11 +257,11 @@ def l2_place(
     _, low, high = numbers
     REAL: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     index = index.to(INDEX)
-    centre_at = sample * firsts[0] + element_offset(index, sizes, strides[0], STRAIGHT)
-    out_at = sample * firsts[1] + element_offset(index, sizes, strides[1], STRAIGHT)
+    centre_at = sample * firsts[0][0] + element_offset(index, sizes, strides[0], STRAIGHT)
+    out_at = sample * firsts[0][1] + element_offset(index, sizes, strides[1], STRAIGHT)
     centre = tl.load(x + centre_at, mask=inside).to(REAL)
-    lowest = parameter(lows, low, sample * firsts[3], index, inside, sizes, strides[3], REAL)
-    highest = parameter(highs, high, sample * firsts[4], index, inside, sizes, strides[4], REAL)
+    lowest = parameter(lows, low, sample, firsts[1][1], index, inside, sizes, strides[3], REAL)
+    highest = parameter(highs, high, sample, firsts[1][2], index, inside, sizes, strides[4], REAL)
     moved = clip(centre + direction.to(REAL), lowest, highest)
     tl.store(out + out_at, moved.to(out.dtype.element_ty), mask=inside)
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import element_offset, index_type, memory_order, per_sample, step_of, walk
+from .elementwise import element_offset, first_of, index_type, memory_order, per_sample, walk
 from .launch import cdiv, launch, power_of_2
 from .philox import words
 
@@ -18,8 +18,8 @@ LABELS = 1024
 def same_class_mixup(x: Tensor, labels: Tensor, lams: Tensor | None, lam: float, seed: int) -> tuple[Tensor, Tensor]:
     """``[B, ...]`` in the layout of x, and the partners, ``[B]``.
 
-    2 reads and 1 write an element. Up to 1024 samples one launch, whose programs read all labels each; beyond, torch
-    sorts the labels, and one launch finds the partners before another one mixes.
+    2 reads and 1 write an element, 12 bytes in float32. Up to 1024 samples one launch, whose programs read all labels
+    each; beyond, torch sorts the labels, and one launch finds the partners before another one mixes.
     """
     out = torch.empty_like(x)
     partners = torch.empty_like(labels, memory_format=torch.contiguous_format)
@@ -68,10 +68,8 @@ def mix(
         n,
         blocks,
         labels.stride(0),
-        0 if lams is None else lams.stride(0),
-        step_of(images, 0),
-        through.sizes,
-        through.strides,
+        *first_of(images, (lams,)),
+        *through.numbers,
         SEARCH=LABELS if search else 0,
         STRAIGHT=through.straight,
         INDEX=index_type(n),
@@ -94,8 +92,8 @@ def mix_kernel(
     n,
     blocks,
     label_stride,
-    share_stride,
     firsts,
+    share_strides,
     sizes,
     strides,
     SEARCH: tl.constexpr,
@@ -122,7 +120,7 @@ def mix_kernel(
         partner = tl.load(partners + sample, mask=here, other=0)
     other = tl.load(x + partner * firsts[0] + offset, mask=inside).to(REAL)
 
-    weight = per_sample(shares, share, sample * share_stride, here, REAL)
+    weight = per_sample(shares, share, sample, share_strides[0], here, REAL)
     mixed = weight * own + (1 - weight) * other
     out_at = sample * firsts[1] + element_offset(index, sizes, strides[1], STRAIGHT)
     tl.store(out + out_at, mixed.to(out.dtype.element_ty), mask=inside)
