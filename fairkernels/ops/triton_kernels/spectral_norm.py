@@ -202,6 +202,12 @@ def gram_rows(gram, row, at, n, width):
 
 
 @triton.jit
+def has_entries(gram, at, n, width):
+    """Whether a row of the matrix is not all 0: where it is, the vector is 0 from the beginning."""
+    return tl.load(gram + at.to(tl.int64) * (width + 1), mask=at < n, other=0.0) != 0
+
+
+@triton.jit
 def keep(sums, number, part, programs, value):
     tl.store(sums + number * programs + part, value)
 
@@ -280,15 +286,17 @@ def begin_steps(
             x = tl.load(start + at, mask=at < n, other=0.0)
         else:
             x = start_block(start, at, n, start_stride, x_length, weight, NONNEGATIVE)
+        x = tl.where(has_entries(gram, at, n, width), x, 0.0)
         of_v += x * x
         product += gram_rows(gram, row, at, n, width) * x.to(REAL)[None, :]
     length = tl.sqrt(tl.sum(of_v))
     per_length = 1 / tl.where(length > 0, length, 1.0)
 
     if IMAGE:
-        v = tl.load(start + row, mask=row < n, other=0.0) * per_length
+        v = tl.load(start + row, mask=row < n, other=0.0)
     else:
-        v = start_block(start, row, n, start_stride, x_length, weight, NONNEGATIVE) * per_length
+        v = start_block(start, row, n, start_stride, x_length, weight, NONNEGATIVE)
+    v = tl.where(has_entries(gram, row, n, width), v, 0.0) * per_length
     av = tl.sum(product, 1).to(tl.float64) * per_length
     tl.store(state + row, v, mask=row < n)
     tl.store(state + 3 * n + row, av, mask=row < n)
@@ -490,7 +498,7 @@ def end_steps(
             v_p = tl.full((), 0.0, tl.float64)
     length = tl.sqrt(theta)
     answered = tl.where(usable, short, 0)
-    moving = tl.where(ended, 0, short)
+    moving = tl.where(ended, 0, short) if LOCG else 0
     poison = tl.where(usable | (tl.load(largest + problem) == 0), 0.0, float("nan"))
 
     product = tl.zeros((BLOCK, LONG), tl.float64)
