@@ -43,7 +43,18 @@ def assert_leading_pair(matrix, found, allowed):
     assert (v.sum(-1) >= -1e-6).all()
 
 
-SLOW = ("softmax, sharp", "graded", "tied", "signed", "signed, symmetric", "rows sum to 0", "huge", "wide", "blocks")
+SLOW = (
+    "softmax, sharp",
+    "graded",
+    "tied",
+    "signed",
+    "signed, symmetric",
+    "rows sum to 0",
+    "huge",
+    "wide",
+    "blocks",
+    "very tall",
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
