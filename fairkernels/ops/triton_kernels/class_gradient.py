@@ -300,7 +300,9 @@ def mean_divisor(
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, K, BLOCK):
         label = first + tl.arange(0, BLOCK)
-        samples = tl.load(starts + label + 1, mask=label < K, other=0) - tl.load(starts + label, mask=label < K, other=0)
+        samples = tl.load(starts + label + 1, mask=label < K, other=0) - tl.load(
+            starts + label, mask=label < K, other=0
+        )
         by_class = tl.load(weight + label * weight_stride, mask=samples > 0, other=0).to(tl.float64)
         total += samples * by_class
     tl.store(divisors + problem, tl.sum(total, 0))

@@ -96,7 +96,9 @@ def row_statistics(
     place = tl.full((1,), 1 << 30, tl.int32)
     for first in range(0, K, BLOCK_K):
         columns = first + tl.arange(0, BLOCK_K)
-        z = load_block(logits, row, kept, columns, K, row_stride, column_stride, number(temperature, REAL), HEATED, REAL)
+        z = load_block(
+            logits, row, kept, columns, K, row_stride, column_stride, number(temperature, REAL), HEATED, REAL
+        )
         top, total = extended(top, total, z)
         if RIVAL:
             rivals = rivals_of(z, columns[None, :] == label[:, None])
@@ -118,7 +120,9 @@ def row_statistics(
             for first in range(0, K, BLOCK_K):
                 columns = first + tl.arange(0, BLOCK_K)
                 z = load_block(logits, row, kept, columns, K, row_stride, column_stride, 1.0, False, REAL)
-                spread += spread_of(z, lse, load_class_weights(weight, columns, K, weight_stride, REAL), columns, K, REAL)
+                spread += spread_of(
+                    z, lse, load_class_weights(weight, columns, K, weight_stride, REAL), columns, K, REAL
+                )
             loss = (1 - smoothing) * loss + smoothing / K * spread
         tl.store(at + 2 * size, loss, mask=kept)
     if RIVAL:
@@ -134,7 +138,9 @@ def class_of_slot(labels, order, starts, slot, B, K, label_stride, ignore_index,
         return slot
     used = slot < tl.load(starts + K)
     sample = tl.load(order + slot, mask=used, other=0).to(tl.int64)
-    label = class_of(tl.load(labels + sample * label_stride, mask=used, other=ignore_index), K, ignore_index).to(tl.int32)
+    label = class_of(tl.load(labels + sample * label_stride, mask=used, other=ignore_index), K, ignore_index).to(
+        tl.int32
+    )
     first = tl.load(starts + label) == slot
     return tl.where(used & first, label, K)
 

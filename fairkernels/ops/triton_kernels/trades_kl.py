@@ -217,7 +217,9 @@ def gradients(
             )  # fmt: skip
             p, q, relative = rates_and_ratio(z, other, top, other_top, total, other_total, gap)
             change = change_of(p, q, relative, at_top, REAL)
-            store_gradients(by_natural, by_adversarial, p, q, relative, change, slope, excess, mean, row, inside, columns, K)
+            store_gradients(
+                by_natural, by_adversarial, p, q, relative, change, slope, excess, mean, row, inside, columns, K
+            )
     else:
         columns = tl.arange(0, BLOCK_K)
         z, other = load_pair(
@@ -232,13 +234,13 @@ def gradients(
         p, q, relative = rates_and_ratio(z, other, top, other_top, total, other_total, gap)
         change = change_of(p, q, relative, at_top, REAL)
         excess, mean = tl.sum(change, 1), tl.sum(p * relative, 1)
-        store_gradients(by_natural, by_adversarial, p, q, relative, change, slope, excess, mean, row, inside, columns, K)
+        store_gradients(
+            by_natural, by_adversarial, p, q, relative, change, slope, excess, mean, row, inside, columns, K
+        )
 
 
 @triton.jit
-def store_gradients(
-    by_natural, by_adversarial, p, q, relative, change, slope, excess, mean, row, inside, columns, K
-):
+def store_gradients(by_natural, by_adversarial, p, q, relative, change, slope, excess, mean, row, inside, columns, K):
     """p (<p, r> - r) and q - p. Neither difference is left to the rounding of the sums: ratios are taken from the top
     class's, and what the changes add up to, which is 0, is subtracted again."""
     at = row[:, None] * K + columns[None, :]
