@@ -18,7 +18,7 @@ from fairkernels.ops.triton_kernels import symmetry_gap as symmetry
 
 pytestmark = pytest.mark.skipif(not triton_kernels.interpreted(), reason="needs TRITON_INTERPRET=1")
 
-ENOUGH = {"locg": 24, "power": 60}
+ENOUGH = {"locg": 20, "power": 40}
 """Steps that the matrices here need at most."""
 
 
@@ -43,7 +43,18 @@ def assert_leading_pair(matrix, found, allowed):
     assert (v.sum(-1) >= -1e-6).all()
 
 
-SLOW = ("softmax, sharp", "graded", "tied", "signed", "signed, symmetric", "rows sum to 0", "huge", "wide", "blocks")
+SLOW = (
+    "softmax, sharp",
+    "graded",
+    "tied",
+    "signed",
+    "signed, symmetric",
+    "rows sum to 0",
+    "huge",
+    "wide",
+    "blocks",
+    "very tall",
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -81,9 +92,7 @@ def test_a_start_in_steps(shape, in_steps):
     _, _, vh = torch.linalg.svd(matrix)
     nothing, nonsense = torch.zeros(2, shape[1], dtype=F64), torch.full((2, shape[1]), torch.nan, dtype=F64)
     for start in (vh[..., 0, :], vh[..., 1, :], nothing, nonsense, normal(2, shape[1], seed=1)):
-        for iters in (30,):
-            found = spectral.spectral_norm(matrix, start, "locg", iters, None)
-            assert_leading_pair(matrix, found, 1e-8)
+        assert_leading_pair(matrix, spectral.spectral_norm(matrix, start, "locg", 20, None), 1e-8)
     cold, warm = (spectral.spectral_norm(matrix, start, "locg", 2, None)[0] for start in (None, vh[..., 0, :]))
     exact = torch.linalg.matrix_norm(matrix, 2)
     assert ((warm - exact).abs() < (cold - exact).abs()).all()
@@ -93,7 +102,7 @@ def test_a_start_in_steps(shape, in_steps):
 def test_steps_are_those_of_one_program(method, monkeypatch):
     """The same iteration, step by step: what they give before they have converged."""
     matrix = uniform(12, 9)
-    for iters in range(5):
+    for iters in (0, 1, 2, 4):
         alone = spectral.spectral_norm(matrix, None, method, iters, None)
         with monkeypatch.context() as context:
             context.setattr(spectral, "blocks_on_chip", lambda _: None)
@@ -105,7 +114,7 @@ def test_steps_are_those_of_one_program(method, monkeypatch):
 def test_a_step_after_the_end_changes_nothing(method, in_steps):
     matrix = uniform(3, 10, 10) * torch.tensor([1.0, 1e-20, 0.0])[:, None, None]
     matrix[1] = torch.diag(1.0 + torch.arange(10) / 10)  # converges later than its neighbours
-    few, many = (spectral.spectral_norm(matrix, None, method, iters, 1e-4) for iters in (80, 83))
+    few, many = (spectral.spectral_norm(matrix, None, method, iters, 1e-2) for iters in (30, 33))
     torch.testing.assert_close(few, many, rtol=0, atol=0)
 
 
@@ -131,7 +140,7 @@ def test_a_first_direction_that_is_lost(in_steps):
 
 def test_a_long_side_is_split(monkeypatch):
     """Sums over many terms stay as accurate as those over a few."""
-    matrix = uniform(3, 70_000).float()
+    matrix = uniform(3, 6000).float()
     monkeypatch.setattr(spectral, "blocks_on_chip", lambda _: None)
     with launch.recorded() as launches:
         found = spectral.spectral_norm(matrix, None, "locg", 6, None)
@@ -172,7 +181,7 @@ def test_tiles_are_each_visited_once(tiles):
 @pytest.mark.parametrize("absent", ["ignore", "zero"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("with_counts", [False, True])
-@pytest.mark.parametrize("size", [129, 150, 200])
+@pytest.mark.parametrize("size", [129, 200])
 def test_gap_of_many_tiles(size, with_counts, reduction, absent, dtype):
     rates = uniform(2, size, size).to(dtype)
     rates[:, [3, size - 1]] = 0

@@ -29,6 +29,7 @@ from .spectral_tile import (
     towards_hint,
     with_hint,
 )
+from .symmetry_gap import tile_of
 
 # --- a matrix in registers ----------------------------------------------------------------------------------------
 # It lies upright: its columns are the shorter side, along which the vectors of the iteration lie.
@@ -98,16 +99,16 @@ def scaled_block(matrix, row, column, rows, columns, row_stride, column_stride, 
 @triton.jit
 def gram_matrix(
     matrix, largest, gram,
-    short, long, width, tiles, splits, long_each, short_stride, long_stride, sizes, strides,
+    short, long, width, tiles, parts, splits, long_each, short_stride, long_stride, sizes, strides,
     REAL: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    # Bound by arithmetic: short * long multiply-adds an entry, half of them computed. A program has a tile of the upper
-    # triangle over a stretch of the long side; its sums are kept in float64 from time to time. Column `short` of the
+    # Bound by arithmetic: `long` multiply-adds an entry, of which half are computed. A program has a tile of the upper
+    # triangle over a part of the long side; after each stretch its sums are added in float64. Column `short` of the
     # result holds the sums of the rows.
-    problem, tile = problem_and_part(tiles * tiles)
-    first, second = tile // tiles, tile % tiles
+    problem, part = problem_and_part(parts)
+    first, second = tile_of(part, tiles)
     split = tl.program_id(1)
-    if first <= second:
+    if first >= 0:
         exponent, _usable = scale_of(largest, problem)
         matrix += offset_of(problem, sizes, strides)
         i = first * BLOCK + tl.arange(0, BLOCK)
@@ -116,16 +117,16 @@ def gram_matrix(
         total = tl.zeros((BLOCK, BLOCK), tl.float64)
         row_total = tl.zeros((BLOCK,), tl.float64)
         for begin in range(split * long_each, end, CHUNK * CHUNKS):
-            part = tl.zeros((BLOCK, BLOCK), REAL)
-            row_part = tl.zeros((BLOCK,), REAL)
-            for chunk in range(CHUNKS):
+            stretch = tl.zeros((BLOCK, BLOCK), REAL)
+            row_stretch = tl.zeros((BLOCK,), REAL)
+            for chunk in range(tl.minimum(CHUNKS, tl.cdiv(end - begin, CHUNK))):
                 k = begin + chunk * CHUNK + tl.arange(0, CHUNK)
                 a = scaled_block(matrix, i, k, short, end, short_stride, long_stride, exponent, REAL)
                 b = scaled_block(matrix, j, k, short, end, short_stride, long_stride, exponent, REAL)
-                part = tl.dot(a, tl.trans(b), part, input_precision="ieee", out_dtype=REAL)
-                row_part += tl.sum(a, 1)
-            total += part.to(tl.float64)
-            row_total += row_part.to(tl.float64)
+                stretch = tl.dot(a, tl.trans(b), stretch, input_precision="ieee", out_dtype=REAL)
+                row_stretch += tl.sum(a, 1)
+            total += stretch.to(tl.float64)
+            row_total += row_stretch.to(tl.float64)
         out = gram + (problem * splits + split) * short * width
         inside = (i < short)[:, None] & (j < short)[None, :]
         i = i.to(tl.int64)
@@ -199,6 +200,12 @@ def largest_diagonal(gram, n, width):
 def gram_rows(gram, row, at, n, width):
     inside = (row < n)[:, None] & (at < n)[None, :]
     return tl.load(gram + row[:, None].to(tl.int64) * width + at[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def has_entries(gram, at, n, width):
+    """Whether a row of the matrix is not all 0: where it is, the vector is 0 from the beginning."""
+    return tl.load(gram + at.to(tl.int64) * (width + 1), mask=at < n, other=0.0) != 0
 
 
 @triton.jit
@@ -280,15 +287,17 @@ def begin_steps(
             x = tl.load(start + at, mask=at < n, other=0.0)
         else:
             x = start_block(start, at, n, start_stride, x_length, weight, NONNEGATIVE)
+        x = tl.where(has_entries(gram, at, n, width), x, 0.0)
         of_v += x * x
         product += gram_rows(gram, row, at, n, width) * x.to(REAL)[None, :]
     length = tl.sqrt(tl.sum(of_v))
     per_length = 1 / tl.where(length > 0, length, 1.0)
 
     if IMAGE:
-        v = tl.load(start + row, mask=row < n, other=0.0) * per_length
+        v = tl.load(start + row, mask=row < n, other=0.0)
     else:
-        v = start_block(start, row, n, start_stride, x_length, weight, NONNEGATIVE) * per_length
+        v = start_block(start, row, n, start_stride, x_length, weight, NONNEGATIVE)
+    v = tl.where(has_entries(gram, row, n, width), v, 0.0) * per_length
     av = tl.sum(product, 1).to(tl.float64) * per_length
     tl.store(state + row, v, mask=row < n)
     tl.store(state + 3 * n + row, av, mask=row < n)
@@ -490,7 +499,7 @@ def end_steps(
             v_p = tl.full((), 0.0, tl.float64)
     length = tl.sqrt(theta)
     answered = tl.where(usable, short, 0)
-    moving = tl.where(ended, 0, short)
+    moving = tl.where(ended, 0, short) if LOCG else 0
     poison = tl.where(usable | (tl.load(largest + problem) == 0), 0.0, float("nan"))
 
     product = tl.zeros((BLOCK, LONG), tl.float64)
@@ -623,6 +632,10 @@ class Steps:
         self.problems = count(self.layout[0])
 
         self.rows = 8 if self.short <= 1056 else 16 if self.short <= 2112 else 32  # of one program
+        self.block = self.BLOCK // 2 if self.rows == 32 else self.BLOCK
+        double = self.accumulate == torch.float64
+        self.num_warps = 8 if double else 4
+        self.locg_warps = 8 if double or self.rows > 8 else 4
         self.programs = cdiv(self.short, self.rows)
         self.width = cdiv(self.short + 1, 16) * 16
         self.largest = torch.linalg.vector_norm(matrix, float("inf"), dim=(-2, -1))
@@ -638,16 +651,17 @@ class Steps:
         """Split along the long side where the tiles alone would not keep the device busy, by the matrix' shape only."""
         block = 64 if self.accumulate == torch.float32 else 32
         tiles = cdiv(self.short, block)
+        parts = cdiv(tiles, 2) * (tiles + 1)
         stretch = self.CHUNK * self.CHUNKS
-        wanted = cdiv(256, tiles * (tiles + 1) // 2)
+        wanted = cdiv(256, parts)
         long_each = cdiv(cdiv(self.long, wanted), stretch) * stretch
         splits = cdiv(self.long, long_each)
         gram = self.empty(splits, self.short, self.width, dtype=self.accumulate)
         launch(
             gram_matrix,
-            (self.problems * tiles * tiles, splits),
+            (self.problems * parts, splits),
             self.matrix, self.largest, gram,
-            self.short, self.long, self.width, tiles, splits, long_each, *self.strides, *self.layout,
+            self.short, self.long, self.width, tiles, parts, splits, long_each, *self.strides, *self.layout,
             num_warps=8,
             REAL=self.real, BLOCK=block, CHUNK=self.CHUNK, CHUNKS=self.CHUNKS,
         )  # fmt: skip
@@ -660,8 +674,8 @@ class Steps:
             (self.problems * self.programs,),
             self.matrix, self.largest, start, image,
             self.short, self.long, self.programs, *self.strides, start.stride(-1), *self.layout, *problems(start, 1),
-            num_warps=4,
-            REAL=self.real, NONNEGATIVE=self.nonnegative, ROWS=self.rows, BLOCK=self.BLOCK,
+            num_warps=self.num_warps,
+            REAL=self.real, NONNEGATIVE=self.nonnegative, ROWS=self.rows, BLOCK=self.block,
         )  # fmt: skip
         return image
 
@@ -670,7 +684,8 @@ class Steps:
         image = start is not None and not self.short_is_v
         start = self.image(start) if start is not None and image else start
         grid = (self.problems * self.programs,)
-        block: dict[str, Any] = {"REAL": self.real, "ROWS": self.rows, "BLOCK": self.BLOCK, "num_warps": 4}
+        block: dict[str, Any] = {"REAL": self.real, "ROWS": self.rows, "BLOCK": self.block, "num_warps": self.num_warps}
+        step = block | {"num_warps": self.locg_warps} if self.locg else block
         all_sums: dict[str, Any] = {"PROGRAMS": power_of_2(self.programs)}
         launch(
             begin_steps,
@@ -685,7 +700,7 @@ class Steps:
                 grid,
                 gram, self.state, self.sums, self.done, self.answer,
                 turn, self.short, self.width, self.programs, self.limit,
-                **block, **all_sums,
+                **step, **all_sums,
             )  # fmt: skip
         parts = cdiv(self.long, 16)
         launch(
@@ -760,12 +775,12 @@ def spectral_norm_backward(
     out = matrix.new_empty(matrix.shape)
     sizes, strides = problems(grad, 0)
     block_n = min(power_of_2(columns, 16), 256)
-    block_m = min(power_of_2(rows), 4096 // block_n)
+    block_m = min(power_of_2(rows), 8192 // block_n)
     parts = cdiv(rows, block_m) * cdiv(columns, block_n)
     launch(
         spectral_norm_gradient,
         (count(sizes) * parts,),
         grad, u.contiguous(), v.contiguous(), out, rows, columns, sizes, strides,
-        num_warps=4, BLOCK_M=block_m, BLOCK_N=block_n,
+        num_warps=8, BLOCK_M=block_m, BLOCK_N=block_n,
     )  # fmt: skip
     return out
