@@ -159,7 +159,8 @@ def gradient_by_logits(
             z = load_block(logits, row, kept, columns, K, row_stride, column_stride, heat, HEATED, REAL)
             if RATES:
                 slope = slopes_by_rate(
-                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                    grad_row_stride,
                     grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
                 )  # fmt: skip
                 here = tl.max(tl.where(z == tl.max(z, 1)[:, None], slope, float("-inf")), 1)
@@ -180,7 +181,8 @@ def gradient_by_logits(
             rates = exps_of(z, top) * inverse[:, None]
             if RATES:
                 slope = slopes_by_rate(
-                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                    grad_row_stride,
                     grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
                 )  # fmt: skip
                 mean += tl.sum(rates * (slope - slope_at_top[:, None]), 1)
@@ -200,7 +202,8 @@ def gradient_by_logits(
         own_rate = tl.exp(own_logit - finite_top(top)) * inverse
         if RATES:
             slope = slopes_by_rate(
-                z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                grad_row_stride,
                 grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
             )  # fmt: skip
             slope_at_top = tl.max(tl.where(z == top[:, None], slope, float("-inf")), 1)
@@ -241,19 +244,23 @@ def gradient_by_logits(
             slope = rates
             if RATES:
                 slope = slopes_by_rate(
-                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                    grad_row_stride,
                     grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
                 )  # fmt: skip
             store_gradient(
-                out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale, slope_at_top, mean,
-                towards, not_own, common, by_class, unit, weight, weight_stride, rival_slope, highest, others, all_others,
+                out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale,
+                slope_at_top, mean,
+                towards, not_own, common, by_class, unit, weight, weight_stride, rival_slope, highest, others,
+                all_others,
                 RATES, TOWARDS, SMOOTHING, RIVAL, REAL,
             )  # fmt: skip
     else:
         if not RATES:
             slope = rates
         store_gradient(
-            out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale, slope_at_top, mean,
+            out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale, slope_at_top,
+            mean,
             towards, not_own, common, by_class, unit, weight, weight_stride, rival_slope, highest, others, all_others,
             RATES, TOWARDS, SMOOTHING, RIVAL, REAL,
         )  # fmt: skip
@@ -300,7 +307,9 @@ def mean_divisor(
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, K, BLOCK):
         label = first + tl.arange(0, BLOCK)
-        samples = tl.load(starts + label + 1, mask=label < K, other=0) - tl.load(starts + label, mask=label < K, other=0)
+        samples = tl.load(starts + label + 1, mask=label < K, other=0) - tl.load(
+            starts + label, mask=label < K, other=0
+        )
         by_class = tl.load(weight + label * weight_stride, mask=samples > 0, other=0).to(tl.float64)
         total += samples * by_class
     tl.store(divisors + problem, tl.sum(total, 0))
