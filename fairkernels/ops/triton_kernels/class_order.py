@@ -130,8 +130,9 @@ def counted(labels: Tensor, num_classes: int, ignore_index: int, *, ordered: boo
     sizes, strides = problems(labels, 1)
     leading = count(sizes)
     samples = batch if ordered else 0
-    tables = torch.empty(leading * (samples + num_classes + 1), dtype=torch.int32, device=labels.device)
-    order, starts = tables[: leading * samples], tables[leading * samples :]
+    room = 4 * cdiv(leading * samples, 4)  # both tables begin at 16 bytes: else a kernel would be compiled again
+    tables = torch.empty(room + leading * (num_classes + 1), dtype=torch.int32, device=labels.device)
+    order, starts = tables[: leading * samples], tables[room:]
     queries, keys = 16, 256
     launch(
         order_by_counting,

@@ -108,7 +108,7 @@ def penalties(inputs: Inputs, terms: Terms, by_class: ClassOrder, sums: Sums, co
     real = accumulation_dtype(inputs.logits.dtype)
     ignore = terms.absent == "ignore"
     width = slots if ignore else num_classes
-    tile = 64 if num_classes >= 2048 and real == torch.float32 else 32
+    tile = 32
     squares = cdiv(slots, tile) * cdiv(width, tile)
     if coefficients is None:
         coefficients = inputs.logits.new_empty((leading, slots, width), dtype=real)
@@ -120,7 +120,7 @@ def penalties(inputs: Inputs, terms: Terms, by_class: ClassOrder, sums: Sums, co
         sums.rates, sums.counts, inputs.labels, by_class.order, by_class.starts, coefficients, partial,
         batch, num_classes, slots, width, inputs.labels.stride(-1), sizes, strides, terms.ignore_index,
         terms.eps, terms.sym_weight,
-        num_warps=8 if tile == 64 else 4, MEAN=terms.symmetry_mean, IGNORE_ABSENT=ignore,
+        num_warps=4, MEAN=terms.symmetry_mean, IGNORE_ABSENT=ignore,
         WEIGHTED=terms.sym_weight != 0,
         DAMPED=terms.eps > torch.finfo(real).tiny, DIRECT=is_direct(batch, num_classes),
         REAL=real_type(inputs.logits.dtype),

@@ -49,12 +49,14 @@ class Tile:
     wide: bool  # whether a row takes more than one
 
 
-def tile_of(num_classes: int, real: torch.dtype) -> Tile:
-    wide = num_classes > LONGEST_ROW[real]
-    columns = min(power_of_2(num_classes), LONGEST_ROW[real] // 4 if wide else LONGEST_ROW[real])
-    least = 2048 if real == torch.float32 else 1024
+def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
+    """Where there are charges to be added up beside the rates, half as many columns fit."""
+    longest = LONGEST_ROW[real] // 2 if charges else LONGEST_ROW[real]
+    wide = num_classes > longest
+    columns = longest // 4 if wide else power_of_2(num_classes)
+    least = 1024 if real == torch.float32 else 512
     rows = 1 if wide else max(1, least // columns)
-    return Tile(rows, columns, max(4, 4 * rows * columns // least), wide)
+    return Tile(rows, columns, min(max(4, 4 * rows * columns // least), 16), wide)
 
 
 def real_type(dtype: torch.dtype) -> tl.dtype:
@@ -73,6 +75,11 @@ def load_class_weight(weight, label, stride, REAL: tl.constexpr):
     if weight is not None:
         own = tl.load(weight + label * stride).to(REAL)
     return own
+
+
+@triton.jit
+def sum_of_rows(tile):
+    return tl.sum(tile, 0)[None, :]
 
 
 @triton.jit(do_not_specialize=["B", "row_stride", "sizes", "strides", "label_sizes", "label_strides", "weight_sizes",
@@ -194,8 +201,8 @@ def rates_by_class(
     own = (columns == label)[None, :]
     by_class = load_class_weights(weight, columns, K, weight_stride, REAL)
 
-    mass, mass_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
-    charge, charge_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
+    mass, mass_lost = tl.zeros((1, BLOCK_K), REAL), tl.zeros((1, BLOCK_K), REAL)  # as a row of the tile lies
+    charge, charge_lost = tl.zeros((1, BLOCK_K), REAL), tl.zeros((1, BLOCK_K), REAL)
     weights = tl.zeros((ROWS,), tl.float64)
     loss = tl.zeros((ROWS,), tl.float64)
     for first in range(begin, end, ROWS):
@@ -223,7 +230,7 @@ def rates_by_class(
             exps = exps_of(z, top)
             total = tl.sum(exps, 1)
         if rates is not None or confusion is not None:
-            mass, mass_lost = add_exactly(mass, mass_lost, tl.sum(exps * (row_weight / total)[:, None], 0))
+            mass, mass_lost = add_exactly(mass, mass_lost, sum_of_rows(exps * (row_weight / total)[:, None]))
 
         lse = log_sum(top, total)
         if ENTROPY:
@@ -257,8 +264,9 @@ def rates_by_class(
                 row_charge = tl.where(columns[None, :] == place[:, None], row_loss[:, None], 0.0)
             row_charge = tl.where(inside[:, None] & (own == 0), row_charge, 0.0)
             row_charge = row_charge * tl.where(inside, row_weight, 1.0)[:, None]
-            charge, charge_lost = add_exactly(charge, charge_lost, tl.sum(row_charge, 0))
+            charge, charge_lost = add_exactly(charge, charge_lost, sum_of_rows(row_charge))
 
+    mass, charge = tl.sum(mass, 0), tl.sum(charge, 0)
     loss = tl.sum(loss, 0)
     samples = tl.sum(weights, 0)
     if SPLIT:
@@ -410,7 +418,8 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
     *_, batch, num_classes = logits.shape
     leading = logits.shape[:-2].numel()
     real = accumulation_dtype(logits.dtype)
-    tile = tile_of(num_classes, real)
+    soft = terms.spectral and terms.surrogate == "soft"
+    tile = tile_of(num_classes, real, charges=terms.spectral and not soft)
     in_slots = terms.symmetry or terms.spectral or terms.entropy
     direct = is_direct(batch, num_classes) or not in_slots
     slots = num_classes if direct else batch
@@ -418,7 +427,6 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
     def fresh(*shape: int, dtype: torch.dtype = real, wanted: bool = True) -> Tensor | None:
         return logits.new_empty((leading, *shape), dtype=dtype) if wanted else None
 
-    soft = terms.spectral and terms.surrogate == "soft"
     sums = Sums(
         rates=fresh(slots, num_classes, wanted=terms.symmetry or soft),
         charges=fresh(slots, num_classes, wanted=terms.spectral and not soft),
