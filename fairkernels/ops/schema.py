@@ -249,7 +249,7 @@ OPERATORS: dict[str, Operator] = {
             traffic=traffic.pgd_step,
             batched=False,
             writes_into=True,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="random_start",
@@ -263,7 +263,7 @@ OPERATORS: dict[str, Operator] = {
             cost="1 read and 1 write an element; no memory beside the result (norm='l2': one sample a thread)",
             traffic=traffic.random_start,
             batched=False,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="confusion_counts",
@@ -303,7 +303,7 @@ OPERATORS: dict[str, Operator] = {
             cost="2 reads and 1 write an element; O(B) time and memory for the partners",
             traffic=traffic.same_class_mixup,
             batched=False,
-            kernels=NATIVE,
+            kernels=COMPILED,
         ),
         Operator(
             name="kl_dro_weights",

@@ -371,7 +371,7 @@ def gradient(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
         sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
         class_weight_sizes, class_weight_strides, grad_sizes, grad_strides, terms.ignore_index,
         terms.temperature, terms.label_smoothing, terms.margin, terms.ce_weight, terms.spec_weight,
-        num_warps=tile.warps, CONFUSION=confusion, ENTROPY=entropy, SMOOTHING=entropy and terms.label_smoothing != 0,
+        **tile.options, CONFUSION=confusion, ENTROPY=entropy, SMOOTHING=entropy and terms.label_smoothing != 0,
         MEAN=mean, SYMMETRY=symmetry, IGNORE_ABSENT=terms.absent == "ignore", DIRECT=direct, SPECTRAL=spectral,
         SURROGATE=terms.surrogate, ZERO_MARGIN=terms.margin == 0, FOLD=terms.fold, HEATED=terms.temperature != 1,
         WIDE=tile.wide, REAL=real_type(logits.dtype), ROWS=tile.rows, BLOCK_K=tile.columns,

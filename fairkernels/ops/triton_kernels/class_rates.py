@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -31,9 +32,12 @@ from .class_terms import Inputs, Results, Terms
 from .common import number, offset_of
 from .launch import cdiv, launch, power_of_2, problems
 
-LONGEST_ROW = {torch.float32: 8192, torch.float64: 4096}
+LONGEST_ROW = {torch.float32: 8192, torch.float64: 2048}
 """Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
 
+
+REGISTERS: dict[torch.dtype, dict[str, int]] = {torch.float32: {}, torch.float64: {"maxnreg": 255}}
+"""In float64 the compiler would rather spill a little than take more than 64 or 128 registers."""
 
 MANY_PROGRAMS = 1024
 SAMPLES_OF_A_PART = 32
@@ -47,6 +51,11 @@ class Tile:
     columns: int
     warps: int
     wide: bool  # whether a row takes more than one
+    registers: dict[str, int]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.warps, **self.registers}
 
 
 def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
@@ -54,9 +63,9 @@ def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
     longest = LONGEST_ROW[real] // 2 if charges else LONGEST_ROW[real]
     wide = num_classes > longest
     columns = longest // 4 if wide else power_of_2(num_classes)
-    least = 1024 if real == torch.float32 else 512
+    least, most_warps = (1024, 16) if real == torch.float32 else (512, 8)
     rows = 1 if wide else max(1, least // columns)
-    return Tile(rows, columns, min(max(4, 4 * rows * columns // least), 16), wide)
+    return Tile(rows, columns, min(max(4, 4 * rows * columns // least), most_warps), wide, REGISTERS[real])
 
 
 def real_type(dtype: torch.dtype) -> tl.dtype:
@@ -463,7 +472,7 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
         sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
         class_weight_sizes, class_weight_strides, terms.ignore_index,
         terms.temperature, terms.label_smoothing, terms.margin,
-        num_warps=tile.warps, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
+        **tile.options, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
         SURROGATE=terms.surrogate, ZERO_MARGIN=terms.margin == 0, HEATED=terms.temperature != 1, DIRECT=direct,
         WIDE=tile.wide, SPLIT=split, REAL=real_type(logits.dtype), ROWS=tile.rows, BLOCK_K=tile.columns,
     )  # fmt: skip
@@ -476,7 +485,7 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
             part_mass, part_charge, part_numbers, batch, num_classes, slots, parts,
             labels.stride(-1), last_stride(inputs.weight), last_stride(inputs.class_weight), label_sizes, label_strides,
             weight_sizes, weight_strides, class_weight_sizes, class_weight_strides, terms.ignore_index,
-            num_warps=tile.warps, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SURROGATE=terms.surrogate,
+            **tile.options, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SURROGATE=terms.surrogate,
             DIRECT=direct, REAL=real_type(logits.dtype), BLOCK_K=tile.columns,
         )  # fmt: skip
     return sums
@@ -498,7 +507,7 @@ def statistics_of_rows(inputs: Inputs, terms: Terms, tile: Tile) -> Tensor:
         *logits.stride()[-2:], labels.stride(-1), last_stride(inputs.weight),
         sizes, strides, label_sizes, label_strides, weight_sizes, weight_strides,
         terms.ignore_index, terms.temperature, terms.label_smoothing, terms.margin,
-        num_warps=tile.warps, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
+        **tile.options, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
         RIVAL=terms.spectral and terms.surrogate == "kl", HEATED=terms.temperature != 1, REAL=real_type(logits.dtype),
         BLOCK_K=tile.columns,
     )  # fmt: skip

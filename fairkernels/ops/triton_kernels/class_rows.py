@@ -3,42 +3,49 @@
 import triton
 import triton.language as tl
 
+from .class_blocks import (
+    charge_of,
+    exps_of,
+    first_place,
+    gates_of,
+    hits_of,
+    load_block,
+    load_weights,
+    log_sum,
+    rivals_of,
+    strongest,
+)
+
 
 @triton.jit
-def load_samples(labels, sample_weight, row, inside, label_stride, weight_stride, ignore_index, K, ACC: tl.constexpr):
-    """Class, whether it counts, and weight of samples; a label that is no class is class 0 with weight NaN."""
+def load_samples(
+    logits, labels, sample_weight, row, inside, columns, K, row_stride, column_stride, label_stride, weight_stride,
+    ignore_index, temperature, HEATED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Of some samples: which count, their weights (NaN where the label is no class), classes one-hot, scaled logits."""
     label = tl.load(labels + row * label_stride, mask=inside, other=0)
     kept = inside & (label != ignore_index)
-    is_class = (label >= 0) & (label < K)
-    weight = tl.full(row.shape, 1.0, ACC)
-    if sample_weight is not None:
-        weight = tl.load(sample_weight + row * weight_stride, mask=kept, other=0).to(ACC)
-    weight = tl.where(is_class, weight, float("nan"))
-    return tl.where(kept & is_class, label, 0).to(tl.int32), kept, tl.where(kept, weight, 0.0)
-
-
-@triton.jit
-def load_rows(logits, row, kept, columns, K, row_stride, column_stride, temperature, ACC: tl.constexpr):
-    """Rows of logits divided by the temperature: zeros for samples that do not count, -inf beyond the classes."""
-    at = row[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
-    loaded = tl.load(logits + at, mask=kept[:, None] & (columns < K)[None, :], other=0).to(ACC)
-    return tl.where((columns < K)[None, :], loaded / temperature, float("-inf"))
+    weight = load_weights(labels, sample_weight, row, kept, label_stride, weight_stride, K, REAL)
+    label = tl.where(kept & (label >= 0) & (label < K), label, 0).to(tl.int32)
+    own = (label[:, None] == columns[None, :]) & kept[:, None]
+    z = load_block(logits, row, kept, columns, K, row_stride, column_stride, temperature, HEATED, REAL)
+    return label, kept, weight, own, z
 
 
 @triton.jit
 def softmax_rows(z):
     """Exponentials of each row, their sum and the row's logarithm of the sum; NaN where a logit is NaN or +inf."""
     top = tl.max(z, 1)
-    exps = tl.exp(z - top[:, None])
+    exps = exps_of(z, top)
     total = tl.sum(exps, 1)
-    return exps, total, top + tl.log(total)
+    return exps, total, log_sum(top, total)
 
 
 @triton.jit
 def cross_entropy_rows(z, lse, own, class_weight, columns, K, label_smoothing, SMOOTHED: tl.constexpr):
     """Loss of each row as in ``F.cross_entropy``, and the weight of its class."""
-    own_weight = tl.sum(tl.where(own, class_weight[None, :], 0.0), 1)
-    own_loss = lse - tl.sum(tl.where(own, z, 0.0), 1)
+    own_weight = own_of(class_weight[None, :], own)
+    own_loss = lse - own_of(z, own)
     if SMOOTHED:
         spread = tl.where((columns < K)[None, :], class_weight[None, :] * (lse[:, None] - z), 0.0)
         return (1 - label_smoothing) * own_weight * own_loss + label_smoothing / K * tl.sum(spread, 1), own_weight
@@ -46,51 +53,32 @@ def cross_entropy_rows(z, lse, own, class_weight, columns, K, label_smoothing, S
 
 
 @triton.jit
-def strongest_rival(z, own, columns, BLOCK_K: tl.constexpr):
-    """Logit and place of the largest wrong class of each row, the first of equals; a NaN counts as the largest."""
-    rivals = tl.where(own, float("-inf"), z)
-    highest = tl.max(tl.where(rivals == rivals, rivals, float("inf")), 1)
-    first = tl.where((rivals == highest[:, None]) | (rivals != rivals), columns[None, :], BLOCK_K)
-    nan = tl.sum(tl.where(rivals == rivals, 0.0, rivals), 1)
-    return highest + nan, tl.min(first, 1)
+def own_of(values, own):
+    return tl.sum(tl.where(own, values, 0.0), 1)
 
 
 @triton.jit
-def shifted_softmax_rows(z, own, margin):
-    """Softmax of the logits with ``margin`` added to the wrong classes: exponentials, sum, logarithm of the sum."""
-    return softmax_rows(tl.where(own, z, z + margin))
+def rival_of(z, own, columns, margin):
+    """ "kl": where the charge of each row goes (-1: nowhere), the charge, and what its gradient is made of."""
+    rivals = rivals_of(z, own)
+    highest = strongest(rivals)
+    others = tl.sum(exps_of(rivals, highest), 1)
+    place, charge, total = charge_of(own_of(z, own), highest, others, first_place(rivals, highest, columns), margin)
+    return place, charge, highest, others, total
 
 
 @triton.jit
-def surrogate_rows(z, exps, total, lse, own, columns, K, margin, SURROGATE: tl.constexpr, BLOCK_K: tl.constexpr):
+def surrogate_rows(z, exps, total, lse, own, columns, K, margin, SURROGATE: tl.constexpr, ZERO_MARGIN: tl.constexpr):
     """What each sample adds to the row of its class in the surrogate's matrix, zero at its own class."""
-    own_logit = tl.sum(tl.where(own, z, 0.0), 1)
+    rates = exps / total[:, None]
+    own_logit = own_of(z, own)
     if SURROGATE == "gated":
-        gate = 1 / (1 + tl.exp(own_logit[:, None] - z - margin))
-        return tl.where(own, 0.0, gate * exps / total[:, None])
+        return tl.where(own, 0.0, gates_of(z, own_logit, margin) * rates)
     if SURROGATE == "kl-all":
-        return tl.where(
-            charged_by_all(z, exps, total, own_logit, own, columns, K, margin), (lse - own_logit)[:, None], 0.0
-        )
-    highest, place = strongest_rival(z, own, columns, BLOCK_K)
-    _, _, shifted_lse = shifted_softmax_rows(z, own, margin)
-    hit = charged_by_rival(own_logit, highest, margin)
-    loss = tl.where(hit, shifted_lse - own_logit, 0.0)
-    return tl.where((columns[None, :] == place[:, None]) & ~own, loss[:, None], 0.0)
-
-
-@triton.jit
-def charged_by_rival(own_logit, highest, margin):
-    return (own_logit > margin + highest) == 0
-
-
-@triton.jit
-def charged_by_all(z, exps, total, own_logit, own, columns, K, margin):
-    """The wrong classes within the margin; at margin 0 logits decide, not rounded rates."""
-    own_rate = tl.sum(tl.where(own, exps, 0.0), 1) / total
-    by_logits = (own_logit[:, None] > z) == 0
-    by_rates = (own_rate[:, None] > margin + exps / total[:, None]) == 0
-    return tl.where(margin == 0, by_logits, by_rates) & ~own & (columns < K)[None, :]
+        hits = hits_of(z, rates, own_logit, own_of(rates, own), own, columns, K, margin, ZERO_MARGIN)
+        return tl.where(hits, (lse - own_logit)[:, None], 0.0)
+    place, charge, _, _, _ = rival_of(z, own, columns, margin)
+    return tl.where((columns[None, :] == place[:, None]) & (own == 0), charge[:, None], 0.0)
 
 
 @triton.jit
@@ -114,7 +102,7 @@ def rates_minus_own(exps, total, own):
 @triton.jit
 def cross_entropy_gradient(exps, total, own, class_weight, columns, K, label_smoothing, SMOOTHED: tl.constexpr):
     """Of each row's loss by its logits, as in ``F.cross_entropy``."""
-    own_weight = tl.sum(tl.where(own, class_weight[None, :], 0.0), 1)
+    own_weight = own_of(class_weight[None, :], own)
     towards = (1 - label_smoothing) * own_weight[:, None] * rates_minus_own(exps, total, own)
     if SMOOTHED:
         weight = tl.where(columns < K, class_weight, 0.0)
@@ -124,20 +112,31 @@ def cross_entropy_gradient(exps, total, own, class_weight, columns, K, label_smo
 
 
 @triton.jit
-def surrogate_gradient(z, exps, total, own, v, columns, K, margin, SURROGATE: tl.constexpr, BLOCK_K: tl.constexpr):
+def surrogate_gradient(
+    z,
+    exps,
+    total,
+    own,
+    v,
+    columns,
+    K,
+    margin,
+    SURROGATE: tl.constexpr,
+    ZERO_MARGIN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Of ``<surrogate row, v>`` by each row's logits."""
-    own_logit = tl.sum(tl.where(own, z, 0.0), 1)
+    own_logit = own_of(z, own)
     if SURROGATE == "soft":
         return through_softmax(tl.where(own, 0.0, v[None, :]), exps, total, columns, BLOCK_K)
     if SURROGATE == "gated":
-        gate = 1 / (1 + tl.exp(own_logit[:, None] - z - margin))
-        gate = tl.where((columns < K)[None, :], gate, 0.0)
-        return through_softmax(tl.where(own, 0.0, gate * v[None, :]), exps, total, columns, BLOCK_K)
+        towards = tl.where(own | (columns >= K)[None, :], 0.0, gates_of(z, own_logit, margin) * v[None, :])
+        return through_softmax(towards, exps, total, columns, BLOCK_K)
     if SURROGATE == "kl-all":
-        charged = charged_by_all(z, exps, total, own_logit, own, columns, K, margin)
-        return tl.sum(tl.where(charged, v[None, :], 0.0), 1)[:, None] * rates_minus_own(exps, total, own)
-    highest, place = strongest_rival(z, own, columns, BLOCK_K)
-    charge = tl.sum(tl.where((columns[None, :] == place[:, None]) & ~own, v[None, :], 0.0), 1)
-    charge = tl.where(charged_by_rival(own_logit, highest, margin), charge, 0.0)
-    shifted_exps, shifted_total, _ = shifted_softmax_rows(z, own, margin)
-    return charge[:, None] * rates_minus_own(shifted_exps, shifted_total, own)
+        rates = exps / total[:, None]
+        hits = hits_of(z, rates, own_logit, own_of(rates, own), own, columns, K, margin, ZERO_MARGIN)
+        return tl.sum(tl.where(hits, v[None, :], 0.0), 1)[:, None] * rates_minus_own(exps, total, own)
+    place, _, highest, others, all_others = rival_of(z, own, columns, margin)
+    charge = tl.sum(tl.where((columns[None, :] == place[:, None]) & (own == 0), v[None, :], 0.0), 1)
+    moved = tl.where(own, -(others / all_others)[:, None], exps_of(z, highest) / all_others[:, None])
+    return tl.where((charge == 0)[:, None], 0 * exps / total[:, None], charge[:, None] * moved)

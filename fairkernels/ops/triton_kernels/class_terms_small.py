@@ -19,7 +19,6 @@ from ..schema import accumulation_dtype
 from .class_rows import (
     cross_entropy_gradient,
     cross_entropy_rows,
-    load_rows,
     load_samples,
     softmax_rows,
     surrogate_gradient,
@@ -42,8 +41,8 @@ MOST_STRETCHES = 128
 def add_classes(
     logits, labels, sample_weight, weight, begin, end, K, row_stride, column_stride, label_stride, sample_weight_stride,
     weight_stride, ignore_index, temperature, label_smoothing, margin,
-    ENTROPY: tl.constexpr, SMOOTHED: tl.constexpr, CHARGES: tl.constexpr, SURROGATE: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+    ENTROPY: tl.constexpr, SMOOTHED: tl.constexpr, CHARGES: tl.constexpr, SURROGATE: tl.constexpr,
+    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sums by class over samples [begin, end): of weighted rates, of the surrogate's rows, of weights; NaN for classes
     with a row that is not finite (a product with zeros would spread it); losses, their divisor, number of samples."""
@@ -61,11 +60,10 @@ def add_classes(
 
     for first in range(begin, end, BLOCK_B):
         row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK_B)
-        label, kept, row_weight = load_samples(
-            labels, sample_weight, row, row < end, label_stride, sample_weight_stride, ignore_index, K, ACC
-        )
-        z = load_rows(logits, row, kept, columns, K, row_stride, column_stride, temperature, ACC)
-        own = (label[:, None] == columns[None, :]) & kept[:, None]
+        _, kept, row_weight, own, z = load_samples(
+            logits, labels, sample_weight, row, row < end, columns, K, row_stride, column_stride, label_stride,
+            sample_weight_stride, ignore_index, temperature, HEATED, ACC,
+        )  # fmt: skip
         exps, total, lse = softmax_rows(z)
 
         factor = row_weight / total
@@ -82,7 +80,7 @@ def add_classes(
             losses += tl.where(kept, loss * tl.where(finite, 1.0, factor), 0.0)
             divisor += tl.where(kept, own_weight, 0.0)
         if CHARGES:
-            charge = surrogate_rows(z, exps, total, lse, own, columns, K, margin, SURROGATE, BLOCK_K)
+            charge = surrogate_rows(z, exps, total, lse, own, columns, K, margin, SURROGATE, ZERO_MARGIN)
             usable = tl.where(kept & finite, 1.0, 0.0) > 0
             charge = tl.where(usable[:, None], charge, 0.0)
             charges = tl.dot(by_class, charge, charges, input_precision="ieee", out_dtype=ACC)
@@ -273,8 +271,8 @@ def class_terms(
     NORMALIZE: tl.constexpr, ENTROPY: tl.constexpr, ENTROPY_MEAN: tl.constexpr, SMOOTHED: tl.constexpr,
     SYMMETRY: tl.constexpr, SYMMETRY_MEAN: tl.constexpr, IGNORE_ABSENT: tl.constexpr, DAMPED: tl.constexpr,
     SPECTRAL: tl.constexpr, SURROGATE: tl.constexpr, LOCG: tl.constexpr, FOLD: tl.constexpr, COMPACT: tl.constexpr,
-    CE_COUNTS: tl.constexpr, SYM_COUNTS: tl.constexpr, SPEC_COUNTS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+    CE_COUNTS: tl.constexpr, SYM_COUNTS: tl.constexpr, SPEC_COUNTS: tl.constexpr, ZERO_MARGIN: tl.constexpr,
+    HEATED: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # Grid (problems, stretches of samples). Memory bound where samples are many: each logit is read once, 4 bytes, and
     # takes an exp and BLOCK_K multiply-adds of the product with the one-hot labels. All else stays on chip.
@@ -298,7 +296,7 @@ def class_terms(
             logits + offset_of(problem, sizes, strides), labels + offset_of(problem, label_sizes, label_strides),
             sample_weight, weight, begin, tl.minimum(begin + stretch, B), K, row_stride, column_stride, label_stride,
             sample_weight_stride, weight_stride, ignore_index, number(temperature, ACC), number(label_smoothing, ACC),
-            number(margin, ACC), ENTROPY, SMOOTHED, CHARGES, SURROGATE, ACC, BLOCK_B, BLOCK_K,
+            number(margin, ACC), ENTROPY, SMOOTHED, CHARGES, SURROGATE, ZERO_MARGIN, HEATED, ACC, BLOCK_B, BLOCK_K,
         )  # fmt: skip
     else:
         mass, charges, counts, spoiled, losses, divisor, samples = load_sums(
@@ -392,6 +390,8 @@ def forward_arguments(inputs: Inputs, terms: Terms, results: Results) -> Any:
         terms.ce_weight != 0,
         terms.sym_weight != 0,
         terms.spec_weight != 0,
+        terms.margin == 0,
+        terms.temperature != 1,
     )
 
     def arguments(sums_out: Tensor | None, sums_in: Tensor | None, stretch: int) -> tuple[Any, ...]:
@@ -453,7 +453,7 @@ def class_terms_gradient(
     NORMALIZE: tl.constexpr, CONFUSION: tl.constexpr, ENTROPY: tl.constexpr, ENTROPY_MEAN: tl.constexpr,
     SMOOTHED: tl.constexpr, SYMMETRY: tl.constexpr, IGNORE_ABSENT: tl.constexpr, SPECTRAL: tl.constexpr,
     SURROGATE: tl.constexpr, FOLD: tl.constexpr, COMPACT: tl.constexpr, COUNTS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr,
+    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     # Grid (problems, tiles of rows). Memory bound: one read of the logits and one write of their gradient, an exp each.
     problem = tl.program_id(0).to(tl.int64)
@@ -481,11 +481,10 @@ def class_terms_gradient(
         sample_weight += offset_of(problem, sample_sizes, sample_strides)
 
     row = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    label, kept, row_weight = load_samples(
-        labels, sample_weight, row, row < B, label_stride, sample_weight_stride, ignore_index, K, ACC
-    )
-    z = load_rows(logits, row, kept, columns, K, row_stride, column_stride, number(temperature, ACC), ACC)
-    own = (label[:, None] == columns[None, :]) & kept[:, None]
+    label, kept, row_weight, own, z = load_samples(
+        logits, labels, sample_weight, row, row < B, columns, K, row_stride, column_stride, label_stride,
+        sample_weight_stride, ignore_index, number(temperature, ACC), HEATED, ACC,
+    )  # fmt: skip
     exps, total, _ = softmax_rows(z)
     factor = row_weight / number(temperature, ACC)
 
@@ -527,7 +526,7 @@ def class_terms_gradient(
                     row_factor = row_factor * factors
             direction = tl.load(v + problem * K + columns, mask=is_class, other=0)
             by_row = surrogate_gradient(
-                z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, BLOCK_K
+                z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, ZERO_MARGIN, BLOCK_K
             )
             charged = tl.sum(tl.where(own, row_factor[None, :], 0.0), 1)
             gradient += (upstream * factor * charged)[:, None] * by_row
@@ -586,6 +585,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
         terms.temperature, terms.label_smoothing, terms.margin, terms.ce_weight,
         terms.normalize, terms.confusion_only, entropy, terms.entropy_mean, terms.label_smoothing > 0,
         symmetry, terms.absent == "ignore", spectral, terms.surrogate, terms.fold, compact, counts,
+        terms.margin == 0, terms.temperature != 1,
         **shape, BLOCK_L=64,
     )  # fmt: skip
     return out

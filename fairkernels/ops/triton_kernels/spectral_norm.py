@@ -1,8 +1,8 @@
 """spectral_norm: the leading singular value of matrices of any size, and its gradient.
 
-A matrix that fits into registers is one program's. Of a larger one only the Gram matrix of its shorter side takes part in
-the iteration: one launch a step, in which every program multiplies some of its rows with the new directions. The small
-vector work in between is done by every program again, which is cheaper than a launch of its own.
+A matrix that fits into registers is one program's. Of a larger one only the Gram matrix of its shorter side takes part
+in the iteration: one launch a step, in which every program multiplies some of its rows with the new directions. The
+small vector work in between is done by every program again, which is cheaper than a launch of its own.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def spectral_norm_on_chip(
     if TURNED:
         turn = tl.where(tl.sum(left) < 0, -1.0, 1.0)
         left, right = left * turn, right * turn
-    tl.store(sigma + problem, length)
+    tl.store(sigma + problem, length.to(REAL))
     tl.store(u + problem * rows + row, left, mask=row < rows)
     tl.store(v + problem * columns + column, right, mask=column < columns)
 
@@ -108,7 +108,7 @@ def gram_matrix(
     first, second = tile // tiles, tile % tiles
     split = tl.program_id(1)
     if first <= second:
-        exponent, usable = scale_of(largest, problem)
+        exponent, _usable = scale_of(largest, problem)
         matrix += offset_of(problem, sizes, strides)
         i = first * BLOCK + tl.arange(0, BLOCK)
         j = second * BLOCK + tl.arange(0, BLOCK)
@@ -137,9 +137,9 @@ def gram_matrix(
 
 
 # --- steps on the Gram matrix -------------------------------------------------------------------------------------
-# Each problem has two sets of state, which take turns: what one launch writes the next one reads. A set has the vectors v,
-# r, p and their products with the Gram matrix; `sums` of all programs; a flag that ends the iteration. `answer` is the
-# vector at which it has ended, theta behind it.
+# Each problem has two sets of state, which take turns: what one launch writes the next one reads. A set has the vectors
+# v, r, p and their products with the Gram matrix; `sums` of all programs; a flag that ends the iteration. `answer` is
+# the vector at which it has ended, theta behind it.
 
 SUMS = tl.constexpr(8)  # v·Av, v·Ar, r·Ar, v·Ap, r·Ap, p·Ap, v·v, p·p
 DIAGONAL = tl.constexpr(1024)  # a block of it
@@ -237,10 +237,10 @@ def start_image(
     short, long, programs, short_stride, long_stride, start_stride, sizes, strides, start_sizes, start_strides,
     REAL: tl.constexpr, NONNEGATIVE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # Memory bound: one read of the matrix. A start is a vector of its long side, the iteration is one of the short side.
+    # Memory bound: one read of the matrix. A start is a vector of its long side, the iteration is one of the short.
     problem, part = problem_and_part(programs)
     row = part * ROWS + tl.arange(0, ROWS)
-    exponent, usable = scale_of(largest, problem)
+    exponent, _usable = scale_of(largest, problem)
     matrix += offset_of(problem, sizes, strides)
     start += offset_of(problem, start_sizes, start_strides)
     x_length, weight = start_lengths(start, long, start_stride, NONNEGATIVE, BLOCK)
@@ -259,7 +259,7 @@ def begin_steps(
     LOCG: tl.constexpr, IMAGE: tl.constexpr, NONNEGATIVE: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # Memory bound: one read of the Gram matrix. Writes the first set of state: v of length 1 and Av, no other direction.
+    # Memory bound: one read of the Gram matrix. Writes the first set of state: v and Av, no other direction.
     problem, part = problem_and_part(programs)
     row = part * ROWS + tl.arange(0, ROWS)
     gram += problem * n * width
@@ -267,7 +267,7 @@ def begin_steps(
     sums += problem * 2 * SUMS * programs
     if start is not None:
         start += offset_of(problem, start_sizes, start_strides)
-    exponent, usable = scale_of(largest, problem)
+    _exponent, usable = scale_of(largest, problem)
     tl.store(done + 2 * problem, (~usable).to(tl.int32))
 
     # an image of a start is taken as it is
@@ -310,8 +310,8 @@ def locg_step(
     gram, state, sums, done, answer, turn, n, width, programs, limit: tl.float64,
     REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    # Memory bound: one read of the Gram matrix and, by every program, two of the six vectors of length n. Takes the best
-    # combination of v, r and p, and multiplies it and the two directions that follow.
+    # Memory bound: one read of the Gram matrix and, by every program, two of the six vectors of length n. Takes the
+    # best combination of v, r and p, and multiplies it and the two directions that follow.
     problem, part = problem_and_part(programs)
     old, new = turn % 2, (turn + 1) % 2
     ended = tl.load(done + 2 * problem + old)
@@ -462,7 +462,7 @@ def end_steps(
     LOCG: tl.constexpr, SHORT_IS_V: tl.constexpr, REAL: tl.constexpr,
     LONG: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    # Memory bound: one read of the matrix. The vector of the long side is M or its transpose times that of the short one.
+    # Memory bound: one read of the matrix. The vector of the long side is M or its transpose times the other one.
     problem, part = problem_and_part(parts)
     column = part * LONG + tl.arange(0, LONG)
     old = turn % 2
@@ -482,7 +482,7 @@ def end_steps(
     else:
         place = state
         if LOCG:
-            theta, v_v, v_r, v_p, p_v, p_r, p_p = rotation(sums, programs, PROGRAMS)
+            theta, v_v, v_r, v_p, _p_v, _p_r, _p_p = rotation(sums, programs, PROGRAMS)
         else:
             theta = sum_of(sums, 0, programs, PROGRAMS)
             v_v = tl.full((), 1.0, tl.float64)
@@ -512,7 +512,7 @@ def end_steps(
         x = short_block(place, column, short, answered, moving, v_v, v_r, v_p)
         tl.store(short_out + problem * short + column, x * sign + poison, mask=column < short)
     if part == 0:
-        tl.store(sigma + problem, times_power_of_two(length, exponent) + poison)
+        tl.store(sigma + problem, (times_power_of_two(length, exponent) + poison).to(REAL))
 
 
 @triton.jit
@@ -670,8 +670,8 @@ class Steps:
         image = start is not None and not self.short_is_v
         start = self.image(start) if start is not None and image else start
         grid = (self.problems * self.programs,)
-        block = {"REAL": self.real, "ROWS": self.rows, "BLOCK": self.BLOCK, "num_warps": 4}
-        all_sums = {"PROGRAMS": power_of_2(self.programs)}
+        block: dict[str, Any] = {"REAL": self.real, "ROWS": self.rows, "BLOCK": self.BLOCK, "num_warps": 4}
+        all_sums: dict[str, Any] = {"PROGRAMS": power_of_2(self.programs)}
         launch(
             begin_steps,
             grid,
@@ -728,14 +728,17 @@ def leading_pair(
 def spectral_norm(
     matrix: Tensor, start: Tensor | None, method: str, iters: int | None, tol: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One launch while both sides are at most 128 (float64: 64), or one is longer and the other so much shorter that
-    there are as few entries; the matrix is read once.
+    """A matrix on the chip: one launch, which reads it once: 4 bytes an entry (float64 8, half 2).
 
-    Beyond, with S the shorter side: the largest entry (one launch by PyTorch), the Gram matrix, the begin, one launch a
-    step up to ``iters``, of which those after the end do nothing, and the end. The matrix is read once for the largest
-    entry, ceil(S / 64) times, from the cache, for the Gram matrix and once at the end, the Gram matrix once a step. A start of a
-    matrix that is not tall costs one launch and one read more; a Gram matrix whose long side is split one addition by
-    PyTorch.
+    On the chip are matrices of at most 128 x 128 entries (float64: 64 x 64), sides rounded up to powers of two, whose
+    shorter side S is at most 128 (float64: 64) long; the other may be longer the shorter S is.
+
+    Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
+    the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,
+    12 bytes an entry (float64 24, half 6), for the Gram matrix ceil(S / 64) times (float64: 32) out of the cache; a
+    step reads the Gram matrix once, 4 * S * S bytes (float64 8). A start costs, unless the matrix is tall, one launch
+    and one read of the matrix more, a Gram matrix of S <= 1024 (float64: 512), which is added up from stretches of the
+    long side, perhaps one addition by PyTorch.
     """
     pair = Pair.empty(matrix, matrix.dtype)
     pair_into(matrix, start, method, iters, tol, False, pair)
@@ -752,7 +755,7 @@ def spectral_norm_backward(
     u: Tensor,
     v: Tensor,
 ) -> Tensor:
-    """``grad * u vᵀ``: one launch, one write an entry."""
+    """``grad * u vᵀ``: one launch, one write, 4 bytes an entry (float64 8, half 2)."""
     rows, columns = matrix.shape[-2:]
     out = matrix.new_empty(matrix.shape)
     sizes, strides = problems(grad, 0)

@@ -113,10 +113,11 @@ def symmetry_gap_whole(
     forward, backward, active, pairs = whole_matrix(
         confusion, counts, classes, row_stride, column_stride, count_stride, PRESENT_BY_ROW, REAL, BLOCK
     )
-    penalty, slope = pair_penalty(forward, backward, number(eps, REAL), DAMPED)
+    penalty, _slope = pair_penalty(forward, backward, number(eps, REAL), DAMPED)
     upper = tl.arange(0, BLOCK)[:, None] < tl.arange(0, BLOCK)[None, :]
     total = tl.sum(tl.sum(tl.where(active & upper, penalty, 0.0), 1).to(tl.float64))
-    tl.store(gap + problem, total / pairs if MEAN else total)
+    total = total / pairs if MEAN else total
+    tl.store(gap + problem, total.to(REAL))
 
 
 @triton.jit
@@ -133,7 +134,7 @@ def symmetry_gap_whole_gradient(
     forward, backward, active, pairs = whole_matrix(
         confusion, counts, classes, row_stride, column_stride, count_stride, PRESENT_BY_ROW, REAL, BLOCK
     )
-    penalty, slope = pair_penalty(forward, backward, number(eps, REAL), DAMPED)
+    _penalty, slope = pair_penalty(forward, backward, number(eps, REAL), DAMPED)
     upstream = tl.load(grad + offset_of(problem, grad_sizes, grad_strides)).to(tl.float64)
     upstream = upstream / pairs if MEAN else upstream
     at = tl.arange(0, BLOCK)
@@ -167,7 +168,7 @@ def symmetry_gap_tiles(
         in_row = is_present(counts, i, classes, count_stride)
         in_column = is_present(counts, j, classes, count_stride)
         active = in_row[:, None] & in_column[None, :] & (i[:, None] < j[None, :])
-        penalty, slope = pair_penalty(forward, backward, number(eps, REAL), DAMPED)
+        penalty, _slope = pair_penalty(forward, backward, number(eps, REAL), DAMPED)
         total = tl.sum(tl.sum(tl.where(active, penalty, 0.0), 1).to(tl.float64))
     tl.store(sums + tl.program_id(0), total)
 
@@ -175,7 +176,7 @@ def symmetry_gap_tiles(
 @triton.jit
 def symmetry_gap_total(
     sums, counts, gap, classes, parts, count_stride, count_sizes, count_strides,
-    MEAN: tl.constexpr, BLOCK: tl.constexpr,
+    MEAN: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # Bound by latency: what the tiles have left is added, always in the same order.
     problem = tl.program_id(0).to(tl.int64)
@@ -188,7 +189,7 @@ def symmetry_gap_total(
         if counts is not None:
             counts += offset_of(problem, count_sizes, count_strides)
         result = result / count_pairs(counts, classes, count_stride)
-    tl.store(gap + problem, result)
+    tl.store(gap + problem, result.to(REAL))
 
 
 @triton.jit
@@ -217,8 +218,8 @@ def symmetry_gap_tiles_gradient(
             upstream = upstream / count_pairs(counts, classes, count_stride)
         scale = upstream.to(REAL)
         small = number(eps, REAL)
-        penalty, by_forward = pair_penalty(forward, backward, small, DAMPED)
-        penalty, by_backward = pair_penalty(backward, forward, small, DAMPED)
+        _penalty, by_forward = pair_penalty(forward, backward, small, DAMPED)
+        _penalty, by_backward = pair_penalty(backward, forward, small, DAMPED)
 
         out += problem * classes * classes
         inside = (i < classes)[:, None] & (j < classes)[None, :]
@@ -237,7 +238,10 @@ def symmetry_gap_tiles_gradient(
 class Call:
     """What the value and the gradient have in common."""
 
-    def __init__(self, confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str) -> None:
+    def __init__(
+        self, confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str, largest: int
+    ) -> None:
+        """``largest``: the most classes of which a matrix is one tile."""
         self.confusion = confusion
         accumulate = accumulation_dtype(confusion.dtype)
         double = accumulate == torch.float64
@@ -245,18 +249,18 @@ class Call:
         self.classes = confusion.shape[-1]
         self.sizes, self.strides = problems(confusion, 2)
         self.problems = count(self.sizes)
-        self.whole = self.classes <= (64 if double else 128)
+        self.whole = self.classes <= (64 if double else largest)
         self.block = power_of_2(self.classes, 16) if self.whole else (32 if double else 64)
         self.tiles = cdiv(self.classes, self.block)
         self.parts = cdiv(self.tiles, 2) * (self.tiles + 1)
-        self.num_warps = min(max(self.block * self.block // 1024, 1), 8)
+        num_warps = self.block * self.block * (2 if double else 1) // 512
 
         by_row = absent == "ignore" and counts is None
         self.options: dict[str, Any] = {
             "DAMPED": eps > torch.finfo(accumulate).tiny,
             "REAL": self.real,
             "BLOCK": self.block,
-            "num_warps": self.num_warps,
+            "num_warps": min(max(num_warps, 1), 16),
         }
         if self.whole:
             self.options["PRESENT_BY_ROW"] = by_row
@@ -280,14 +284,14 @@ class Call:
 
 
 def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str) -> Tensor:
-    """One launch up to 128 classes (float64: 64), beyond two: the matrix is read once.
+    """One launch up to 128 classes (float64: 64), beyond two: one read, 4 bytes an entry (float64 8, half 2).
 
-    Where presence has to be found in the rows, beyond 128 classes, one launch and one read more.
+    Where presence has to be found in the rows, beyond these, one launch and one read more.
     """
     gap = confusion.new_empty(confusion.shape[:-2])
     if 0 in confusion.shape:
         return gap.zero_()
-    call = Call(confusion, counts, eps, absent, reduction)
+    call = Call(confusion, counts, eps, absent, reduction, largest=128)
     if call.whole:
         launch(
             symmetry_gap_whole,
@@ -307,7 +311,7 @@ def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: s
         symmetry_gap_total,
         (call.problems,),
         sums, call.counts, gap, call.classes, call.parts, *call.present,
-        num_warps=4, MEAN=call.mean, BLOCK=1024,
+        num_warps=4, MEAN=call.mean, REAL=call.real, BLOCK=1024,
     )  # fmt: skip
     return gap
 
@@ -315,14 +319,14 @@ def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: s
 def symmetry_gap_backward(
     grad: Tensor, confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str
 ) -> Tensor:
-    """One launch, one read and one write of the matrix.
+    """One launch, one read and one write, 8 bytes an entry (float64 16, half 4).
 
-    Where presence has to be found in the rows, beyond 128 classes (float64: 64), one launch and one read more.
+    Where presence has to be found in the rows, beyond 64 classes, one launch and one read more.
     """
     out = confusion.new_empty(confusion.shape)
     if out.numel() == 0:
         return out
-    call = Call(confusion, counts, eps, absent, reduction)
+    call = Call(confusion, counts, eps, absent, reduction, largest=64)
     upstream = problems(grad, 0)
     if call.whole:
         launch(
