@@ -17,9 +17,10 @@ def load_weights(labels, sample_weight, row, inside, label_stride, weight_stride
 
 @triton.jit
 def load_class_weights(weight, columns, K, stride, REAL: tl.constexpr):
-    if weight is None:
-        return tl.full(columns.shape, 1.0, REAL)
-    return tl.load(weight + columns * stride, mask=columns < K, other=0).to(REAL)
+    by_class = tl.full(columns.shape, 1.0, REAL)
+    if weight is not None:
+        by_class = tl.load(weight + columns * stride, mask=columns < K, other=0).to(REAL)
+    return by_class
 
 
 @triton.jit
@@ -77,10 +78,7 @@ def gates_of(z, own_logit, margin):
 @triton.jit
 def hits_of(z, rates, own_logit, own_rate, own, columns, K, margin, ZERO_MARGIN: tl.constexpr):
     """ "kl-all": the wrong classes within the margin, or NaN; at margin 0 logits decide, not rounded rates."""
-    if ZERO_MARGIN:
-        misses = own_logit[:, None] > z
-    else:
-        misses = own_rate[:, None] > margin + rates
+    misses = own_logit[:, None] > z if ZERO_MARGIN else own_rate[:, None] > margin + rates
     return (misses == 0) & (own == 0) & (columns < K)[None, :]
 
 

@@ -159,7 +159,8 @@ def gradient_by_logits(
             z = load_block(logits, row, kept, columns, K, row_stride, column_stride, heat, HEATED, REAL)
             if RATES:
                 slope = slopes_by_rate(
-                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                    grad_row_stride,
                     grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
                 )  # fmt: skip
                 here = tl.max(tl.where(z == tl.max(z, 1)[:, None], slope, float("-inf")), 1)
@@ -180,7 +181,8 @@ def gradient_by_logits(
             rates = exps_of(z, top) * inverse[:, None]
             if RATES:
                 slope = slopes_by_rate(
-                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                    grad_row_stride,
                     grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
                 )  # fmt: skip
                 mean += tl.sum(rates * (slope - slope_at_top[:, None]), 1)
@@ -200,7 +202,8 @@ def gradient_by_logits(
         own_rate = tl.exp(own_logit - finite_top(top)) * inverse
         if RATES:
             slope = slopes_by_rate(
-                z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                grad_row_stride,
                 grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
             )  # fmt: skip
             slope_at_top = tl.max(tl.where(z == top[:, None], slope, float("-inf")), 1)
@@ -241,19 +244,23 @@ def gradient_by_logits(
             slope = rates
             if RATES:
                 slope = slopes_by_rate(
-                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width, grad_row_stride,
+                    z, columns, label, own, own_logit, slot, spec_slope, grad, coefficients, starts, v, K, width,
+                    grad_row_stride,
                     grad_column_stride, shift, CONFUSION, SYMMETRY, SPECTRAL, SURROGATE, DIRECT, IGNORE_ABSENT, REAL,
                 )  # fmt: skip
             store_gradient(
-                out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale, slope_at_top, mean,
-                towards, not_own, common, by_class, unit, weight, weight_stride, rival_slope, highest, others, all_others,
+                out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale,
+                slope_at_top, mean,
+                towards, not_own, common, by_class, unit, weight, weight_stride, rival_slope, highest, others,
+                all_others,
                 RATES, TOWARDS, SMOOTHING, RIVAL, REAL,
             )  # fmt: skip
     else:
         if not RATES:
             slope = rates
         store_gradient(
-            out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale, slope_at_top, mean,
+            out + problem * B * K, z, rates, slope, own, row, kept, columns, label, B, K, rate_scale, slope_at_top,
+            mean,
             towards, not_own, common, by_class, unit, weight, weight_stride, rival_slope, highest, others, all_others,
             RATES, TOWARDS, SMOOTHING, RIVAL, REAL,
         )  # fmt: skip
@@ -364,7 +371,7 @@ def gradient(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
         sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
         class_weight_sizes, class_weight_strides, grad_sizes, grad_strides, terms.ignore_index,
         terms.temperature, terms.label_smoothing, terms.margin, terms.ce_weight, terms.spec_weight,
-        num_warps=tile.warps, CONFUSION=confusion, ENTROPY=entropy, SMOOTHING=entropy and terms.label_smoothing != 0,
+        **tile.options, CONFUSION=confusion, ENTROPY=entropy, SMOOTHING=entropy and terms.label_smoothing != 0,
         MEAN=mean, SYMMETRY=symmetry, IGNORE_ABSENT=terms.absent == "ignore", DIRECT=direct, SPECTRAL=spectral,
         SURROGATE=terms.surrogate, ZERO_MARGIN=terms.margin == 0, FOLD=terms.fold, HEATED=terms.temperature != 1,
         WIDE=tile.wide, REAL=real_type(logits.dtype), ROWS=tile.rows, BLOCK_K=tile.columns,

@@ -4,8 +4,8 @@ Two tables per problem say it: ``order``, the samples by class and within a clas
 ``starts``, where each class begins in it, the ignored ones being class K. A label that is no class counts as class 0;
 its weight, which is NaN, says what it was.
 
-A class has a *slot*, its row in matrices of R = min(B, K) rows: itself where there are as many rows as classes, else its
-place in ``order``, so that a slot is found without a search and some rows stay empty.
+A class has a *slot*, its row in matrices of R = min(B, K) rows: itself where there are as many rows as classes, else
+its first place in ``order``, so that a slot is found without a search and some rows stay empty.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def count_classes(
 
 
 def class_order(labels: Tensor, num_classes: int, ignore_index: int) -> ClassOrder:
-    """Both tables. Up to ``MOST_COUNTED`` samples: one launch; beyond: a stable sort by PyTorch, five launches or more."""
+    """Both tables. Up to ``MOST_COUNTED`` samples: one launch; beyond: a stable sort by PyTorch."""
     batch, leading = labels.shape[-1], labels.shape[:-1].numel()
     if batch <= MOST_COUNTED:
         return counted(labels, num_classes, ignore_index, ordered=True)
@@ -130,9 +130,10 @@ def counted(labels: Tensor, num_classes: int, ignore_index: int, *, ordered: boo
     sizes, strides = problems(labels, 1)
     leading = count(sizes)
     samples = batch if ordered else 0
-    tables = torch.empty(leading * (samples + num_classes + 1), dtype=torch.int32, device=labels.device)
-    order, starts = tables[: leading * samples], tables[leading * samples :]
-    queries, keys = 32, 256
+    room = 4 * cdiv(leading * samples, 4)  # both tables begin at 16 bytes: else a kernel would be compiled again
+    tables = torch.empty(room + leading * (num_classes + 1), dtype=torch.int32, device=labels.device)
+    order, starts = tables[: leading * samples], tables[room:]
+    queries, keys = 16, 256
     launch(
         order_by_counting,
         (leading * cdiv(samples + num_classes + 1, queries),),

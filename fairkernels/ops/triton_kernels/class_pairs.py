@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schema import accumulation_dtype
 from .class_order import ClassOrder
-from .class_rates import Sums, class_of_slot, is_direct, real_type, slot_count, slot_of_class
+from .class_rates import Sums, class_of_slot, is_direct, real_type, slot_count
 from .class_terms import Inputs, Terms
 from .common import number, offset_of
 from .launch import cdiv, launch, problems
@@ -28,13 +28,13 @@ def count_present(counts, slots, BLOCK: tl.constexpr):
 @triton.jit
 def pairs_behind(counts, slots, K, MEAN: tl.constexpr, IGNORE_ABSENT: tl.constexpr):
     """What the sum over pairs is divided by."""
-    if not MEAN:
-        return tl.full((), 1.0, tl.float64)
-    if IGNORE_ABSENT:
-        classes = count_present(counts, slots, 1024)
-    else:
+    pairs = tl.full((), 1.0, tl.float64)
+    if MEAN:
         classes = tl.cast(K, tl.float64)
-    return tl.maximum(classes * (classes - 1) / 2, 1.0)
+        if IGNORE_ABSENT:
+            classes = count_present(counts, slots, 1024)
+        pairs = tl.maximum(classes * (classes - 1) / 2, pairs)
+    return pairs
 
 
 @triton.jit(do_not_specialize=["B", "slots", "width", "sizes", "strides", "ignore_index"])
@@ -108,7 +108,7 @@ def penalties(inputs: Inputs, terms: Terms, by_class: ClassOrder, sums: Sums, co
     real = accumulation_dtype(inputs.logits.dtype)
     ignore = terms.absent == "ignore"
     width = slots if ignore else num_classes
-    tile = 64 if num_classes >= 2048 and real == torch.float32 else 32
+    tile = 32
     squares = cdiv(slots, tile) * cdiv(width, tile)
     if coefficients is None:
         coefficients = inputs.logits.new_empty((leading, slots, width), dtype=real)
@@ -120,8 +120,10 @@ def penalties(inputs: Inputs, terms: Terms, by_class: ClassOrder, sums: Sums, co
         sums.rates, sums.counts, inputs.labels, by_class.order, by_class.starts, coefficients, partial,
         batch, num_classes, slots, width, inputs.labels.stride(-1), sizes, strides, terms.ignore_index,
         terms.eps, terms.sym_weight,
-        num_warps=8 if tile == 64 else 4, MEAN=terms.symmetry_mean, IGNORE_ABSENT=ignore, WEIGHTED=terms.sym_weight != 0,
-        DAMPED=terms.eps > torch.finfo(real).tiny, DIRECT=is_direct(batch, num_classes), REAL=real_type(inputs.logits.dtype),
+        num_warps=4, MEAN=terms.symmetry_mean, IGNORE_ABSENT=ignore,
+        WEIGHTED=terms.sym_weight != 0,
+        DAMPED=terms.eps > torch.finfo(real).tiny, DIRECT=is_direct(batch, num_classes),
+        REAL=real_type(inputs.logits.dtype),
         TILE=tile,
     )  # fmt: skip
     return partial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -31,8 +32,15 @@ from .class_terms import Inputs, Results, Terms
 from .common import number, offset_of
 from .launch import cdiv, launch, power_of_2, problems
 
-LONGEST_ROW = {torch.float32: 8192, torch.float64: 4096}
+LONGEST_ROW = {torch.float32: 8192, torch.float64: 2048}
 """Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
+
+
+REGISTERS: dict[torch.dtype, dict[str, int]] = {torch.float32: {}, torch.float64: {"maxnreg": 255}}
+"""In float64 the compiler would rather spill a little than take more than 64 or 128 registers."""
+
+MANY_PROGRAMS = 1024
+SAMPLES_OF_A_PART = 32
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,21 @@ class Tile:
     columns: int
     warps: int
     wide: bool  # whether a row takes more than one
+    registers: dict[str, int]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.warps, **self.registers}
 
 
-def tile_of(num_classes: int, real: torch.dtype) -> Tile:
-    wide = num_classes > LONGEST_ROW[real]
-    columns = min(power_of_2(num_classes), LONGEST_ROW[real] // 4 if wide else LONGEST_ROW[real])
-    least = 2048 if real == torch.float32 else 1024
+def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
+    """Where there are charges to be added up beside the rates, half as many columns fit."""
+    longest = LONGEST_ROW[real] // 2 if charges else LONGEST_ROW[real]
+    wide = num_classes > longest
+    columns = longest // 4 if wide else power_of_2(num_classes)
+    least, most_warps = (1024, 16) if real == torch.float32 else (512, 8)
     rows = 1 if wide else max(1, least // columns)
-    return Tile(rows, columns, max(4, 4 * rows * columns // least), wide)
+    return Tile(rows, columns, min(max(4, 4 * rows * columns // least), most_warps), wide, REGISTERS[real])
 
 
 def real_type(dtype: torch.dtype) -> tl.dtype:
@@ -65,13 +80,19 @@ def spread_of(z, lse, class_weight, columns, K, REAL: tl.constexpr):
 
 @triton.jit
 def load_class_weight(weight, label, stride, REAL: tl.constexpr):
-    if weight is None:
-        return tl.full((), 1.0, REAL)
-    return tl.load(weight + label * stride).to(REAL)
+    own = tl.full((), 1.0, REAL)
+    if weight is not None:
+        own = tl.load(weight + label * stride).to(REAL)
+    return own
+
+
+@triton.jit
+def sum_of_rows(tile):
+    return tl.sum(tile, 0)[None, :]
 
 
 @triton.jit(do_not_specialize=["B", "row_stride", "sizes", "strides", "label_sizes", "label_strides", "weight_sizes",
-                               "weight_strides", "ignore_index"])  # fmt: skip
+                               "weight_strides", "ignore_index", "size"])  # fmt: skip
 def row_statistics(
     logits, labels, weight, statistics, B, K, size,
     row_stride, column_stride, label_stride, weight_stride,
@@ -134,44 +155,38 @@ def row_statistics(
 @triton.jit
 def class_of_slot(labels, order, starts, slot, B, K, label_stride, ignore_index, DIRECT: tl.constexpr):
     """The class that has this slot, K if none has."""
-    if DIRECT:
-        return slot
-    used = slot < tl.load(starts + K)
-    sample = tl.load(order + slot, mask=used, other=0).to(tl.int64)
-    label = class_of(tl.load(labels + sample * label_stride, mask=used, other=ignore_index), K, ignore_index).to(
-        tl.int32
-    )
-    first = tl.load(starts + label) == slot
-    return tl.where(used & first, label, K)
-
-
-@triton.jit
-def slot_of_class(starts, label, DIRECT: tl.constexpr):
-    """The slot of a class that occurs."""
-    if DIRECT:
-        return label
-    return tl.load(starts + label)
+    label = slot
+    if not DIRECT:
+        used = slot < tl.load(starts + K)
+        sample = tl.load(order + slot, mask=used, other=0).to(tl.int64)
+        given = tl.load(labels + sample * label_stride, mask=used, other=ignore_index)
+        label = class_of(given, K, ignore_index).to(tl.int32)
+        first = tl.load(starts + label) == slot
+        label = tl.where(used & first, label, K)
+    return label
 
 
 @triton.jit(do_not_specialize=["B", "slots", "row_stride", "sizes", "strides", "label_sizes", "label_strides",
                                "sample_sizes", "sample_strides", "weight_sizes", "weight_strides", "class_weight_sizes",
-                               "class_weight_strides", "ignore_index", "size"])  # fmt: skip
+                               "class_weight_strides", "ignore_index", "parts", "size"])  # fmt: skip
 def rates_by_class(
     logits, labels, sample_weight, weight, class_weight, order, starts, statistics, all_weights,
-    rates, charges, confusion, counts, counts_by_class, losses, divisors,
-    B, K, slots, size, row_stride, column_stride, label_stride, sample_stride, weight_stride, class_weight_stride,
+    rates, charges, confusion, counts, counts_by_class, losses, divisors, part_mass, part_charge, part_numbers,
+    B, K, slots, parts, size, row_stride, column_stride, label_stride, sample_stride, weight_stride,
+    class_weight_stride,
     sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
     class_weight_sizes, class_weight_strides, ignore_index,
     temperature: tl.float64, label_smoothing: tl.float64, margin: tl.float64,
     NORMALIZE: tl.constexpr, ENTROPY: tl.constexpr, SMOOTHING: tl.constexpr, SURROGATE: tl.constexpr,
-    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, DIRECT: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, DIRECT: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # Bound by one read of the logits and the rows it writes; an exponential an element, for a surrogate another.
     pieces = tl.cdiv(K, BLOCK_K)
     piece = tl.program_id(0) % pieces
-    slot = tl.program_id(0) // pieces % slots
-    problem = (tl.program_id(0) // pieces // slots).to(tl.int64)
+    part = tl.program_id(0) // pieces % parts
+    slot = tl.program_id(0) // pieces // parts % slots
+    problem = (tl.program_id(0) // pieces // parts // slots).to(tl.int64)
     columns = piece * BLOCK_K + tl.arange(0, BLOCK_K)
 
     logits += offset_of(problem, sizes, strides)
@@ -187,12 +202,16 @@ def rates_by_class(
     occurs = label < K
     begin = tl.load(starts + label, mask=occurs, other=0)
     end = tl.load(starts + label + 1, mask=occurs, other=0)
+    if SPLIT:
+        share = tl.cdiv(end - begin, parts)
+        begin += tl.minimum(part * share, end - begin)
+        end = tl.minimum(begin + share, end)
     label = tl.where(occurs, label, 0)
     own = (columns == label)[None, :]
     by_class = load_class_weights(weight, columns, K, weight_stride, REAL)
 
-    mass, mass_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
-    charge, charge_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
+    mass, mass_lost = tl.zeros((1, BLOCK_K), REAL), tl.zeros((1, BLOCK_K), REAL)  # as a row of the tile lies
+    charge, charge_lost = tl.zeros((1, BLOCK_K), REAL), tl.zeros((1, BLOCK_K), REAL)
     weights = tl.zeros((ROWS,), tl.float64)
     loss = tl.zeros((ROWS,), tl.float64)
     for first in range(begin, end, ROWS):
@@ -204,7 +223,9 @@ def rates_by_class(
         z = load_block(
             logits, row, inside, columns, K, row_stride, column_stride, number(temperature, REAL), HEATED, REAL
         )
-        own_logit = tl.load(logits + row * row_stride + label * column_stride, mask=inside, other=0).to(REAL)
+        own_logit = tl.load(logits + row * row_stride + label.to(tl.int64) * column_stride, mask=inside, other=0).to(
+            REAL
+        )
         if HEATED:
             own_logit = own_logit / number(temperature, REAL)
 
@@ -218,7 +239,7 @@ def rates_by_class(
             exps = exps_of(z, top)
             total = tl.sum(exps, 1)
         if rates is not None or confusion is not None:
-            mass, mass_lost = add_exactly(mass, mass_lost, tl.sum(exps * (row_weight / total)[:, None], 0))
+            mass, mass_lost = add_exactly(mass, mass_lost, sum_of_rows(exps * (row_weight / total)[:, None]))
 
         lse = log_sum(top, total)
         if ENTROPY:
@@ -252,9 +273,40 @@ def rates_by_class(
                 row_charge = tl.where(columns[None, :] == place[:, None], row_loss[:, None], 0.0)
             row_charge = tl.where(inside[:, None] & (own == 0), row_charge, 0.0)
             row_charge = row_charge * tl.where(inside, row_weight, 1.0)[:, None]
-            charge, charge_lost = add_exactly(charge, charge_lost, tl.sum(row_charge, 0))
+            charge, charge_lost = add_exactly(charge, charge_lost, sum_of_rows(row_charge))
 
-    samples = tl.sum(weights, 0).to(REAL)
+    mass, charge = tl.sum(mass, 0), tl.sum(charge, 0)
+    loss = tl.sum(loss, 0)
+    samples = tl.sum(weights, 0)
+    if SPLIT:
+        place = part * (tl.num_programs(0) // pieces // parts).to(tl.int64) + problem * slots + slot
+        is_class = columns < K
+        if rates is not None or confusion is not None:
+            tl.store(part_mass + place * K + columns, mass, mask=is_class)
+        if charges is not None:
+            tl.store(part_charge + place * K + columns, charge, mask=is_class)
+        if piece == 0:
+            tl.store(part_numbers + 2 * place, samples)
+            tl.store(part_numbers + 2 * place + 1, loss)
+    else:
+        store_class(
+            rates, charges, confusion, counts, counts_by_class, losses, divisors, all_weights, weight, class_weight,
+            starts,
+            mass, charge, samples, loss, problem, slot, slots, label, occurs, columns, piece, K, weight_stride,
+            class_weight_stride, class_weight_sizes, class_weight_strides,
+            NORMALIZE, ENTROPY, SURROGATE, DIRECT, REAL,
+        )  # fmt: skip
+
+
+@triton.jit
+def store_class(
+    rates, charges, confusion, counts, counts_by_class, losses, divisors, all_weights, weight, class_weight, starts,
+    mass, charge, samples, loss, problem, slot, slots, label, occurs, columns, piece, K, weight_stride,
+    class_weight_stride, class_weight_sizes, class_weight_strides,
+    NORMALIZE: tl.constexpr, ENTROPY: tl.constexpr, SURROGATE: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """What the sums over a class's samples are wanted for; a class without samples gets zeros."""
+    samples = samples.to(REAL)
     inverse_of = tl.where(samples == 0, 1.0, samples)
     is_class = columns < K
     place = problem * slots + slot
@@ -264,7 +316,7 @@ def rates_by_class(
         if counts_by_class is not None:
             tl.store(counts_by_class + place, samples)
         if ENTROPY:
-            tl.store(losses + place, tl.sum(loss, 0))
+            tl.store(losses + place, loss)
             own_weight = load_class_weight(weight, label, weight_stride, REAL)
             tl.store(divisors + place, tl.where(occurs, samples * own_weight, 0.0).to(tl.float64))
 
@@ -286,10 +338,57 @@ def rates_by_class(
         rate = tl.where(columns == label, 0 * rate, rate)
         tl.store(rates + place * K + columns, factor * rate, mask=is_class)
     if charges is not None:
+        charged_by = samples
         if SURROGATE == "kl-all":
-            samples = tl.load(starts + K).to(REAL)
-        row = tl.where(begin == end, 0.0, charge / tl.where(samples == 0, 1.0, samples))
+            charged_by = tl.load(starts + K).to(REAL)
+        row = tl.where(charged_by == 0, 0.0, charge / tl.where(charged_by == 0, 1.0, charged_by))
         tl.store(charges + place * K + columns, factor * row, mask=is_class)
+
+
+@triton.jit(do_not_specialize=["B", "slots", "parts", "label_sizes", "label_strides", "weight_sizes", "weight_strides",
+                               "class_weight_sizes", "class_weight_strides", "ignore_index"])  # fmt: skip
+def combine_parts(
+    labels, weight, class_weight, order, starts, all_weights,
+    rates, charges, confusion, counts, counts_by_class, losses, divisors, part_mass, part_charge, part_numbers,
+    B, K, slots, parts, label_stride, weight_stride, class_weight_stride,
+    label_sizes, label_strides, weight_sizes, weight_strides, class_weight_sizes, class_weight_strides, ignore_index,
+    NORMALIZE: tl.constexpr, ENTROPY: tl.constexpr, SURROGATE: tl.constexpr, DIRECT: tl.constexpr, REAL: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Bound by one read of the parts and one write of what becomes of them.
+    pieces = tl.cdiv(K, BLOCK_K)
+    piece = tl.program_id(0) % pieces
+    slot = tl.program_id(0) // pieces % slots
+    problem = (tl.program_id(0) // pieces // slots).to(tl.int64)
+    columns = piece * BLOCK_K + tl.arange(0, BLOCK_K)
+    labels += offset_of(problem, label_sizes, label_strides)
+    order += problem * B
+    starts += problem * (K + 1)
+    if weight is not None:
+        weight += offset_of(problem, weight_sizes, weight_strides)
+    label = class_of_slot(labels, order, starts, slot, B, K, label_stride, ignore_index, DIRECT)
+    occurs = label < K
+    label = tl.where(occurs, label, 0)
+
+    mass, mass_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
+    charge, charge_lost = tl.zeros((BLOCK_K,), REAL), tl.zeros((BLOCK_K,), REAL)
+    samples, loss = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
+    for part in range(parts):
+        place = part * (tl.num_programs(0) // pieces).to(tl.int64) + problem * slots + slot
+        if rates is not None or confusion is not None:
+            more = tl.load(part_mass + place * K + columns, mask=columns < K, other=0)
+            mass, mass_lost = add_exactly(mass, mass_lost, more)
+        if charges is not None:
+            more = tl.load(part_charge + place * K + columns, mask=columns < K, other=0)
+            charge, charge_lost = add_exactly(charge, charge_lost, more)
+        samples += tl.load(part_numbers + 2 * place)
+        loss += tl.load(part_numbers + 2 * place + 1)
+    store_class(
+        rates, charges, confusion, counts, counts_by_class, losses, divisors, all_weights, weight, class_weight, starts,
+        mass, charge, samples, loss, problem, slot, slots, label, occurs, columns, piece, K, weight_stride,
+        class_weight_stride, class_weight_sizes, class_weight_strides,
+        NORMALIZE, ENTROPY, SURROGATE, DIRECT, REAL,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -312,13 +411,24 @@ def is_direct(batch: int, num_classes: int) -> bool:
     return batch >= num_classes
 
 
+def part_count(batch: int, num_classes: int, tile: Tile) -> int:
+    """Among how many programs the samples of a class are divided: more than one where classes are few and samples many,
+    so that all of a GPU reads."""
+    programs = num_classes * cdiv(num_classes, tile.columns)
+    return max(1, min(cdiv(MANY_PROGRAMS, programs), batch // num_classes // SAMPLES_OF_A_PART))
+
+
 def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: ClassOrder) -> Sums:
-    """One launch, one read of the logits; of rows longer than ``LONGEST_ROW`` two launches and two reads."""
+    """One launch, one read of the logits; of rows longer than ``LONGEST_ROW`` two launches and two reads.
+
+    Where classes are few and samples many (``part_count``) one launch more, over one partial sum of each part.
+    """
     logits, labels = inputs.logits, inputs.labels
     *_, batch, num_classes = logits.shape
     leading = logits.shape[:-2].numel()
     real = accumulation_dtype(logits.dtype)
-    tile = tile_of(num_classes, real)
+    soft = terms.spectral and terms.surrogate == "soft"
+    tile = tile_of(num_classes, real, charges=terms.spectral and not soft)
     in_slots = terms.symmetry or terms.spectral or terms.entropy
     direct = is_direct(batch, num_classes) or not in_slots
     slots = num_classes if direct else batch
@@ -326,7 +436,6 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
     def fresh(*shape: int, dtype: torch.dtype = real, wanted: bool = True) -> Tensor | None:
         return logits.new_empty((leading, *shape), dtype=dtype) if wanted else None
 
-    soft = terms.spectral and terms.surrogate == "soft"
     sums = Sums(
         rates=fresh(slots, num_classes, wanted=terms.symmetry or soft),
         charges=fresh(slots, num_classes, wanted=terms.spectral and not soft),
@@ -334,6 +443,14 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
         losses=fresh(slots, dtype=torch.float64, wanted=terms.entropy),
         divisors=fresh(slots, dtype=torch.float64, wanted=terms.entropy),
     )
+    parts = part_count(batch, num_classes, tile)
+    split = parts > 1
+    part_mass = fresh(
+        parts, slots, num_classes, wanted=split and (sums.rates is not None or results.confusion is not None)
+    )
+    part_charge = fresh(parts, slots, num_classes, wanted=split and sums.charges is not None)
+    part_numbers = fresh(parts, slots, 2, dtype=torch.float64, wanted=split)
+    everything = all_weights(inputs, terms)
     if results.confusion is not None and not direct:
         results.confusion.zero_()  # the rows of classes that have no slot
     statistics = statistics_of_rows(inputs, terms, tile) if tile.wide else None
@@ -344,19 +461,33 @@ def sums_by_class(inputs: Inputs, terms: Terms, results: Results, by_class: Clas
     class_weight_sizes, class_weight_strides = problems(inputs.class_weight, 1)
     launch(
         rates_by_class,
-        (leading * slots * cdiv(num_classes, tile.columns),),
+        (leading * slots * parts * cdiv(num_classes, tile.columns),),
         logits, labels, inputs.sample_weight, inputs.weight, inputs.class_weight, by_class.order, by_class.starts,
-        statistics, all_weights(inputs, terms),
+        statistics, everything,
         sums.rates, sums.charges, results.confusion, sums.counts, results.counts, sums.losses, sums.divisors,
-        batch, num_classes, slots, leading * batch, *logits.stride()[-2:], labels.stride(-1), last_stride(inputs.sample_weight),
+        part_mass, part_charge, part_numbers,
+        batch, num_classes, slots, parts, leading * batch, *logits.stride()[-2:], labels.stride(-1),
+        last_stride(inputs.sample_weight),
         last_stride(inputs.weight), last_stride(inputs.class_weight),
         sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
         class_weight_sizes, class_weight_strides, terms.ignore_index,
         terms.temperature, terms.label_smoothing, terms.margin,
-        num_warps=tile.warps, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
+        **tile.options, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
         SURROGATE=terms.surrogate, ZERO_MARGIN=terms.margin == 0, HEATED=terms.temperature != 1, DIRECT=direct,
-        WIDE=tile.wide, REAL=real_type(logits.dtype), ROWS=tile.rows, BLOCK_K=tile.columns,
+        WIDE=tile.wide, SPLIT=split, REAL=real_type(logits.dtype), ROWS=tile.rows, BLOCK_K=tile.columns,
     )  # fmt: skip
+    if split:
+        launch(
+            combine_parts,
+            (leading * slots * cdiv(num_classes, tile.columns),),
+            labels, inputs.weight, inputs.class_weight, by_class.order, by_class.starts, everything,
+            sums.rates, sums.charges, results.confusion, sums.counts, results.counts, sums.losses, sums.divisors,
+            part_mass, part_charge, part_numbers, batch, num_classes, slots, parts,
+            labels.stride(-1), last_stride(inputs.weight), last_stride(inputs.class_weight), label_sizes, label_strides,
+            weight_sizes, weight_strides, class_weight_sizes, class_weight_strides, terms.ignore_index,
+            **tile.options, NORMALIZE=terms.normalize, ENTROPY=terms.entropy, SURROGATE=terms.surrogate,
+            DIRECT=direct, REAL=real_type(logits.dtype), BLOCK_K=tile.columns,
+        )  # fmt: skip
     return sums
 
 
@@ -376,7 +507,7 @@ def statistics_of_rows(inputs: Inputs, terms: Terms, tile: Tile) -> Tensor:
         *logits.stride()[-2:], labels.stride(-1), last_stride(inputs.weight),
         sizes, strides, label_sizes, label_strides, weight_sizes, weight_strides,
         terms.ignore_index, terms.temperature, terms.label_smoothing, terms.margin,
-        num_warps=tile.warps, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
+        **tile.options, ENTROPY=terms.entropy, SMOOTHING=terms.label_smoothing != 0,
         RIVAL=terms.spectral and terms.surrogate == "kl", HEATED=terms.temperature != 1, REAL=real_type(logits.dtype),
         BLOCK_K=tile.columns,
     )  # fmt: skip

@@ -1,24 +1,23 @@
 """Class terms where a matrix of all pairs of classes does not fit one program: more than 128 classes.
 
-Forward: samples are ordered by class (``class_order``), classes are added up (``class_rates``), then come what is wanted
-of the pairs (``class_pairs``) and of the spectrum (``spectral_norm``), at last one small launch that makes the terms.
-Up to ``MOST_COUNTED`` samples and ``LONGEST_ROW`` classes that is one launch each and one read of the logits.
+Forward: samples are ordered by class (``class_order``), classes are added up (``class_rates``), then comes what is
+wanted of the pairs (``class_pairs``) and of the spectrum (``spectral_norm``), at last one small launch that makes the
+terms. Up to ``MOST_COUNTED`` samples and ``LONGEST_ROW`` classes that is one launch each, of the spectrum its own, and
+one read of the logits; longer rows take one launch and one read more, classes of many samples one launch more.
 
 Backward: one launch, one read of the logits and one write of their gradient (longer rows are read three times, the
-second and third time from the cache), before it one for where classes begin, if that is needed, and one for the divisor
-of a mean with class weights.
+second and third time from the cache). Before it comes one for where classes begin, if that is needed, and one for the
+divisor of a mean with class weights.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..schema import accumulation_dtype
 from .class_gradient import gradient
-from .class_order import ClassOrder, class_order
+from .class_order import class_order
 from .class_pairs import pairs_behind, penalties
 from .class_rates import Sums, is_direct, real_type, slot_count, sums_by_class
 from .class_terms import Inputs, Results, Terms, Upstream
@@ -91,8 +90,8 @@ def terms_of_sums(
 
 
 def forward_large(inputs: Inputs, terms: Terms, results: Results) -> None:
-    """Fills the results that are wanted. Launches: the order, the sums, pairs, spectrum and terms where they are wanted."""
-    *leading, batch, num_classes = inputs.logits.shape
+    """Fills the results that are wanted: launches of the order and the sums; of pairs, spectrum and terms if wanted."""
+    batch, num_classes = inputs.logits.shape[-2:]
     by_class = class_order(inputs.labels, num_classes, terms.ignore_index)
     sums = sums_by_class(inputs, terms, results, by_class)
     if not (terms.entropy or terms.symmetry or terms.spectral):
@@ -109,7 +108,8 @@ def forward_large(inputs: Inputs, terms: Terms, results: Results) -> None:
         num_warps=4, ENTROPY=terms.entropy, ENTROPY_MEAN=terms.entropy_mean, CE_COUNTS=terms.ce_weight != 0,
         SYMMETRY=terms.symmetry, SYMMETRY_MEAN=terms.symmetry_mean, IGNORE_ABSENT=terms.absent == "ignore",
         SYM_COUNTS=terms.sym_weight != 0, SPECTRAL=terms.spectral, SPEC_COUNTS=terms.spec_weight != 0, FOLD=terms.fold,
-        CHARGES_ALL=terms.surrogate == "kl-all", DIRECT=is_direct(batch, num_classes), REAL=real_type(inputs.logits.dtype),
+        CHARGES_ALL=terms.surrogate == "kl-all", DIRECT=is_direct(batch, num_classes),
+        REAL=real_type(inputs.logits.dtype),
         BLOCK=1024,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """confusion_counts: how often each class was predicted for each other one.
 
-Two launches, the result's clearing and the count, 16 bytes a sample and 8 bytes a cell. Up to ``MOST_CLASSES`` classes a
-program counts its samples on the chip and adds each cell once; beyond, cells are many and samples seldom meet in one.
+Two launches, the result's clearing and the count, 16 bytes a sample and 8 bytes a cell. Up to ``MOST_CLASSES`` classes
+a program counts its samples on the chip and adds each cell once; beyond, cells are many and samples seldom meet in one.
 What is added are whole numbers: their order changes nothing.
 """
 
@@ -18,7 +18,8 @@ MOST_CLASSES = 64
 MOST_PARTS = 1024
 
 
-@triton.jit(do_not_specialize=["B", "parts", "stride", "other_stride", "sizes", "strides", "other_sizes", "other_strides",
+@triton.jit(do_not_specialize=["B", "parts", "stride", "other_stride", "sizes", "strides", "other_sizes",
+"other_strides",
                                "ignore_index"])  # fmt: skip
 def count_cells(
     predictions, labels, counts, B, K, parts, stride, other_stride, sizes, strides, other_sizes, other_strides,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..schema import accumulation_dtype
 from .class_blocks import extended, finite_top
-from .common import is_nan, offset_of
+from .common import offset_of
 from .launch import cdiv, launch, power_of_2, problems
 
 LONGEST_ROW = {torch.float32: 4096, torch.float64: 2048}
@@ -24,7 +24,7 @@ LONGEST_ROW = {torch.float32: 4096, torch.float64: 2048}
 @triton.jit
 def exp_remainder(r, REAL: tl.constexpr):
     """``exp(r) - 1 - r`` for -1 <= r <= 1, to rounding: a Taylor polynomial, r^2/2 (1 + r/3 (1 + r/4 (...)))."""
-    LAST: tl.constexpr = 18 if REAL == tl.float64 else 10
+    LAST: tl.constexpr = 18 if tl.float64 == REAL else 10
     series = tl.full(r.shape, 1.0, REAL)
     for down in tl.static_range(LAST - 2):
         series = 1 + series * (r * (1.0 / (LAST - down)))
@@ -308,6 +308,7 @@ def trades_kl_backward(grad: Tensor, natural: Tensor, adversarial: Tensor, reduc
         natural, adversarial, grad, by_natural, by_adversarial, batch, num_classes, tiles,
         *natural.stride()[-2:], *adversarial.stride()[-2:], grad.stride(-1) if each else 0,
         sizes, strides, other_sizes, other_strides, grad_sizes, grad_strides,
-        num_warps=warps, MEAN=reduction == "batchmean", WIDE=wide, REAL=real_type(natural.dtype), ROWS=rows, BLOCK_K=columns,
+        num_warps=warps, MEAN=reduction == "batchmean", WIDE=wide, REAL=real_type(natural.dtype), ROWS=rows,
+        BLOCK_K=columns,
     )  # fmt: skip
     return by_natural, by_adversarial
