@@ -40,7 +40,9 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 MORE_REGISTERS, MORE_SHARED = 1.1, 1.1
 """By how much a kernel may exceed its budget: compilers of one version agree, this is for small changes."""
 
-BATCHES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 500, 512, 1000, 1024, 1025, 3000, 4096, 10_000, 65_536)
+BATCHES = (2, 3, 15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 500, 512, 1000, 1024, 1025, 3000, 4096, 10_000, 65_536)
+"""Not 1: a batch of one sample may lie in memory as if there were no batch."""
+
 FORMS = 6
 """How many forms (block sizes, numbers of warps) a kernel may take over all these batch sizes."""
 
