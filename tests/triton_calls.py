@@ -19,7 +19,7 @@ from torch import Tensor
 from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops import dispatch, triton_kernels
 from fairkernels.ops import samples as samples_module
-from fairkernels.ops.samples import Sample
+from fairkernels.ops.samples import Maker, Sample
 from fairkernels.ops.schema import OPERATORS
 
 WITH_KERNELS = tuple(name for name in NAMES if "triton" in OPERATORS[name].kernels)
@@ -154,10 +154,36 @@ def option_kinds(name: str, dtype: torch.dtype) -> Iterator[Sample]:
     yield from found.values()
 
 
-def calls(name: str, dtype: torch.dtype) -> Iterator[Sample]:
+def further(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
+    """Calls with data and of known values for kernels that the table reaches not at all, or with few programs."""
+    make = Maker(dtype)
+    operator = OPERATORS[name]
+    if operator.sized is samples_module.sized_batch:
+        many = (make.normal(3, 70, 131), make.classes(3, 70, count=131))
+        long = (make.normal(1100, 5), make.classes(1100, count=5))
+        for s in option_kinds(name, dtype):
+            if s.args[0].dim() == 2 and not any(isinstance(value, Tensor) for value in s.kwargs.values()):
+                yield Sample(f"{s.name}, many classes", many, s.kwargs)
+                yield Sample(f"{s.name}, many samples", long, s.kwargs)
+    elif name == "symmetry_gap":
+        rates = make.uniform(3, 131, 131)
+        yield Sample("many classes", (rates,))
+        yield Sample("many classes, counts", (rates, make.classes(3, 131, count=3).to(dtype)), {"reduction": "mean"})
+    elif name == "spectral_norm":
+        yield Sample("large", (make.uniform(3, 140, 131),))
+        yield Sample("large, signed", (make.normal(3, 131, 140),))
+    elif name in ("pgd_step", "random_start"):
+        for shape in ((40, 2, 5, 7), (3, 3, 77, 79)):
+            x, steps = make.uniform(*shape), {"alpha": 0.1} if name == "pgd_step" else {"seed": 1}
+            args = samples_module.attack_points(make, *shape) if name == "pgd_step" else (x,)
+            for norm in ("linf", "l2"):
+                yield Sample(f"{norm}, {list(shape)}", args, {"norm": norm, "eps": 0.3, **steps})
+
+
+def calls(name: str, dtype: torch.dtype, sizes: Iterable[tuple[int, ...]] | None = None) -> Iterator[Sample]:
     """All calls of the table as they stand, and every choice of options at every size."""
     yield from kinds(name, dtype)
-    for size in SIZES[name]:
+    for size in SIZES[name] if sizes is None else sizes:
         for s in option_kinds(name, dtype):
             if (longer := of_size(name, s, size)) is not None:
                 yield longer
