@@ -167,7 +167,8 @@ def further(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         yield Sample("large", (make.uniform(3, 140, 131),))
         yield Sample("large, signed", (make.normal(3, 131, 140),))
         yield Sample("large, power", (make.uniform(3, 140, 131),), {"method": "power", "iters": 40})
-        yield Sample("large, start", (make.uniform(3, 140, 131),), {"start": make.uniform(3, 131)})
+        yield Sample("tall, start", (make.uniform(3, 140, 131),), {"start": make.uniform(3, 131)})
+        yield Sample("wide, start", (make.uniform(3, 131, 140),), {"start": make.uniform(3, 140)})
     elif name == "trades_kl":
         yield Sample("long rows", (make.normal(5, 4100), Maker(dtype, seed=1).normal(5, 4100)))
     elif name in ("pgd_step", "random_start"):
