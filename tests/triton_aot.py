@@ -388,7 +388,7 @@ which other numbers of warps and pipeline stages are tried, for who wants that.
 ## How they are proven
 
 - Values, gradients, layouts and edge cases: all tests of the operator table, on Triton's interpreter
-  (`make test-triton`, with `TRITON_INTERPRET=1`, on CPU tensors).
+  (`make test`, its second part: `TRITON_INTERPRET=1`, on CPU tensors).
 - `tests/test_triton.py`: launches of a call, no copies of inputs, no result that was not written, nothing that waits
   for the GPU, so that a CUDA graph can capture it.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none spills, and what they need is held
@@ -398,7 +398,7 @@ which other numbers of warps and pipeline stages are tried, for who wants that.
 
 ## What they need
 
-Written by `python tests/triton_aot.py --write`; {total} specialisations, triton {version}: registers of a thread,
+Written by `make budget`; {total} specialisations, triton {version}: registers of a thread,
 the most shared memory of a program. This is what the compiler says, nothing of it was measured on a GPU.
 
 {table}
