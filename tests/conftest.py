@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """Interpreted, tests take long. ``make test`` runs values and gradients of every sample in float32 and of the others
+    """Interpreted, tests take long. ``make test`` runs values and gradients of every sample in float32, of the others
     some, always the same ones; ``make test-all`` runs all."""
     if "triton" not in BACKENDS:
         return
