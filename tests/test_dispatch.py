@@ -1,33 +1,65 @@
 """Which backend runs: by argument, scope, environment; never a silent fallback; reasons in words."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from cases import COMPILED, KERNELS, NAMES, plain
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fairkernels
 import fairkernels.functional as FK
-from fairkernels.ops import dispatch
+from fairkernels.ops import dispatch, triton_kernels
 from fairkernels.ops.schema import OPERATORS
 
 needs_native = pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
+compiled_triton = pytest.mark.skipif(
+    triton_kernels.missing("cpu") is None, reason="interpreted, triton runs on the CPU, too"
+)
 LOGITS, LABELS = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 @needs_native
 def test_a_cpu_tensor_runs_native():
     assert dispatch.choose("symmetry_loss", "cpu", torch.float32, None) == "native"
-    assert fairkernels.explain("symmetry_loss", LOGITS).startswith("symmetry_loss on cpu float32: native\n")
+    text = fairkernels.explain("symmetry_loss", LOGITS)
+    assert text.startswith(
+        "symmetry_loss on cpu float32: native (on cpu the first of native, reference that can run)\n"
+    )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_tensor_runs_triton_where_there_is_a_kernel(name):
+    """The tensor has no data and there need be no GPU."""
+    with FakeTensorMode():
+        tensor = torch.empty(3, 3, dtype=OPERATORS[name].dtypes[0], device="cuda")
+        text = fairkernels.explain(name, tensor)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    why_not = triton_kernels.missing("cuda")
+    if "triton" not in OPERATORS[name].kernels:
+        why_not = f"there is no triton kernel of {name} yet"
+    choice = "triton" if why_not is None else "reference"
+    order = "on cuda the first of triton, native, reference that can run"
+    assert text.startswith(f"{name} on cuda {dtype}: {choice} ({order})\n")
+    assert f"  triton     {'can run' if why_not is None else 'can not run: ' + why_not}\n" in text
+
+
+def test_other_devices_run_the_reference():
+    text = fairkernels.explain("symmetry_loss", torch.empty(3, 3, device="meta"))
+    assert text.startswith("symmetry_loss on meta float32: reference (on meta the first of reference that can run)\n")
+
+
+@compiled_triton
 def test_a_forced_backend_never_falls_back():
-    with pytest.raises(RuntimeError, match="'triton' was asked for symmetry_loss, but there is no triton kernel"):
+    why_not = dispatch.can_run("triton", OPERATORS["symmetry_loss"], "cpu", torch.float32)
+    with pytest.raises(RuntimeError, match=re.escape(f"'triton' was asked for symmetry_loss, but {why_not}")):
         FK.symmetry_loss(LOGITS, LABELS, backend="triton")
 
 
+@compiled_triton
 def test_argument_goes_before_scope_before_choice():
     with fairkernels.use_backend("triton"):
         FK.symmetry_loss(LOGITS, LABELS, backend="reference")
@@ -55,6 +87,7 @@ def test_scopes_of_two_threads_may_end_in_any_order():
 
 
 @needs_native
+@compiled_triton
 def test_backward_obeys_the_scope_it_runs_in():
     leaf = LOGITS.clone().requires_grad_()
     loss = FK.symmetry_loss(leaf, LABELS)
@@ -104,6 +137,7 @@ def test_explain_names_every_backend(name):
     assert fairkernels.explain(getattr(FK, name), *s.args) == text
 
 
+@compiled_triton
 def test_explain_of_a_forced_backend_that_can_not_run():
     with fairkernels.use_backend("triton"):
         assert "nothing: backend 'triton' was asked for" in fairkernels.explain("symmetry_gap")
@@ -163,3 +197,19 @@ def test_native_schema_is_the_public_one(name):
     private = getattr(torch.ops.fairkernels, f"_{name}_native").default._schema
     names = [argument.name for argument in public.arguments] + ["out"] * OPERATORS[name].writes_into
     assert [argument.name for argument in private.arguments] == names
+
+
+def test_without_triton_there_is_a_reason_and_all_else_runs(tmp_path):
+    """As after an install without the extra: nothing imports it."""
+    (tmp_path / "triton.py").write_text("raise ImportError('not installed')\n")
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)\n"
+        "import fairkernels, fairkernels.functional as FK, torch\n"
+        "print(FK.symmetry_gap(torch.rand(3, 3)))\n"
+        "print(fairkernels.ops.triton_kernels.missing('cuda'))\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = run_python(code, PYTHONPATH=path, TRITON_INTERPRET="")
+    assert "triton is not installed" in done.stdout, done.stderr

@@ -3,11 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COMPILED
+from cases import COMPILED, KERNELS
 
 import fairkernels.functional as FK
 from fairkernels.nn import TRADESLoss
 from fairkernels.ops.samples import Maker
+
+BACKENDS_OF_WEIGHTS = [backend for name, backend in KERNELS if name == "kl_dro_weights"]
+of_the_weights = pytest.mark.parametrize("backend", BACKENDS_OF_WEIGHTS)
+of_the_compiled_weights = pytest.mark.parametrize("backend", [b for b in BACKENDS_OF_WEIGHTS if b in COMPILED])
 
 
 def pair(*shape, scale=1.0, dtype=torch.float64):
@@ -198,6 +202,7 @@ def test_weights_lie_on_the_ball_and_beat_what_lies_in_it(radius):
     assert ((inside @ losses) <= (weights @ losses) + 1e-9).all()
 
 
+@of_the_weights
 @pytest.mark.parametrize("classes", [2, 15, 16, 17, 33, 200])
 @pytest.mark.parametrize("radius", [1e-3, 0.5, 20.0, 300.0])
 def test_weights_of_many_problems_agree_with_the_reference(classes, radius, backend):
@@ -209,6 +214,7 @@ def test_weights_of_many_problems_agree_with_the_reference(classes, radius, back
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
 
 
+@of_the_weights
 def test_weights_in_a_small_ball_move_straight_up_the_losses(backend):
     """p = u (1 + sqrt(2 r) (a - mean) / deviation) up to terms of the size of r."""
     losses = Maker(torch.float64).normal(9)
@@ -217,7 +223,7 @@ def test_weights_in_a_small_ball_move_straight_up_the_losses(backend):
     torch.testing.assert_close(9 * weights - 1, 2e-12**0.5 * straight, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
+@of_the_compiled_weights
 def test_weights_in_a_ball_without_bounds_are_the_worst_class(backend):
     for radius in (1e3, 1e30, torch.inf):
         weights = FK.kl_dro_weights(torch.tensor([0.0, 2.0, 1.0, 2.0]), radius=radius, backend=backend)

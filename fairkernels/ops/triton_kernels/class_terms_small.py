@@ -453,7 +453,8 @@ def class_terms_gradient(
     NORMALIZE: tl.constexpr, CONFUSION: tl.constexpr, ENTROPY: tl.constexpr, ENTROPY_MEAN: tl.constexpr,
     SMOOTHED: tl.constexpr, SYMMETRY: tl.constexpr, IGNORE_ABSENT: tl.constexpr, SPECTRAL: tl.constexpr,
     SURROGATE: tl.constexpr, FOLD: tl.constexpr, COMPACT: tl.constexpr, COUNTS: tl.constexpr,
-    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr,
+    ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     # Grid (problems, tiles of rows). Memory bound: one read of the logits and one write of their gradient, an exp each.
     problem = tl.program_id(0).to(tl.int64)
