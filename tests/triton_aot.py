@@ -96,7 +96,7 @@ class Parameter:
         return str(self.type).startswith("*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Specialisation:
     """A kernel as it is compiled once, and a launch that asks for it."""
 
@@ -126,11 +126,12 @@ class Specialisation:
         return any(p.type == "*fp64" for p in self.parameters)
 
     def features(self) -> Iterator[Hashable]:
-        """What must have been compiled once: each value, each type, each choice of block sizes for either precision."""
-        sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int)
+        """What must have been compiled once: each constant, each type, each choice of blocks for either precision."""
+        sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int and p.name.isupper())
         yield self.name, sizes, self.settings, self.is_double
-        for parameter in self.parameters:
-            yield self.name, parameter
+        for p in self.parameters:
+            if p.is_pointer or p.fixed:
+                yield self.name, p.name, p.type, p.known if p.fixed else None
 
     def __str__(self) -> str:
         """Types of pointers, fixed values (those that are None or False are left out), what is known of the others."""
@@ -216,13 +217,14 @@ def every_specialisation(quick: bool) -> list[Specialisation]:
 
 def covering(every: list[Specialisation]) -> list[Specialisation]:
     """Few of them that have all features; those with most features that are still missing first."""
-    missing = {feature for this in every for feature in this.features()}
-    chosen, waiting = [], sorted(every, key=in_words)
+    features = {this: frozenset(this.features()) for this in sorted(every, key=in_words)}
+    missing = set().union(*features.values())
+    chosen: list[Specialisation] = []
     while missing:
-        gains = [len(missing.intersection(this.features())) for this in waiting]
-        best = waiting[gains.index(max(gains))]
-        waiting = [this for this, gain in zip(waiting, gains, strict=True) if gain and this is not best]
-        missing.difference_update(best.features())
+        gains = {this: len(missing & has) for this, has in features.items()}
+        best = max(gains, key=lambda this: gains[this])
+        missing -= features.pop(best)
+        features = {this: has for this, has in features.items() if gains[this]}
         chosen.append(best)
     return sorted(chosen, key=in_words)
 
@@ -393,7 +395,7 @@ which other numbers of warps and pipeline stages are tried, for who wants that.
   for the GPU, so that a CUDA graph can capture it.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none spills, and what they need is held
   against `tests/triton_budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
-  value of every parameter occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
+  constant and every type occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
   The same program makes sure that no kernel is compiled again for another batch size.
 
 ## What they need
