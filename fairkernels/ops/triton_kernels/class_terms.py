@@ -62,7 +62,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Results:
-    """Where results go, all contiguous; those that are not wanted may be None."""
+    """Where results go, all contiguous; zeros where a term is not wanted. What nobody asks for may be None."""
 
     total: Tensor | None = None  # [...], in the dtype of the logits
     entropy: Tensor | None = None  # [...], as all below in the accumulation dtype
@@ -248,13 +248,13 @@ def fair_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, *o
     terms = fair_terms(*options)
     places = Results(
         total,
-        entropy if terms.entropy else None,
-        symmetry if terms.symmetry else None,
-        spectral if terms.spectral else None,
+        entropy,
+        symmetry,
+        spectral,
         confusion if terms.confusion else None,
         coefficients=coefficients if terms.symmetry else None,
-        u=u if terms.spectral else None,
-        v=v if terms.spectral else None,
+        u=u,
+        v=v,
     )
     forward(Inputs(logits, labels, weight=weight), terms, places)
     return results

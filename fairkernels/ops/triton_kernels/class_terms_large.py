@@ -48,25 +48,21 @@ def terms_of_sums(
     # Bound by latency: one program adds up a few numbers a class.
     problem = tl.program_id(0).to(tl.int64)
     total = tl.zeros((), tl.float64)
+    entropy, gap = total, total  # zero where they are not wanted
+    sigma = tl.zeros((), REAL)
     if ENTROPY:
         entropy = sum_of(losses + problem * slots, slots, BLOCK)
         if ENTROPY_MEAN:
             entropy = entropy / sum_of(divisors + problem * slots, slots, BLOCK)
-        if entropy_out is not None:
-            tl.store(entropy_out + problem, entropy)
         if CE_COUNTS:
             total += number(ce_weight, tl.float64) * entropy
     if SYMMETRY:
         pairs = pairs_behind(counts + problem * slots, slots, K, SYMMETRY_MEAN, IGNORE_ABSENT)
         gap = sum_of(penalties + problem * squares, squares, BLOCK) / pairs
-        if symmetry_out is not None:
-            tl.store(symmetry_out + problem, gap)
         if SYM_COUNTS:
             total += number(sym_weight, tl.float64) * gap
     if SPECTRAL:
         sigma = tl.load(sigmas + problem)
-        if spectral_out is not None:
-            tl.store(spectral_out + problem, sigma)
         if SPEC_COUNTS:
             total += number(spec_weight, tl.float64) * sigma
         starts += problem * (K + 1)
@@ -85,6 +81,15 @@ def terms_of_sums(
             if v_out is not None:
                 v = tl.load(right + problem * K + label, mask=is_class, other=0)
                 tl.store(v_out + problem * K + label, v, mask=is_class)
+    elif u_out is not None:
+        for first in range(0, K, BLOCK):
+            label = first + tl.arange(0, BLOCK)
+            tl.store(u_out + problem * K + label, tl.zeros((BLOCK,), REAL), mask=label < K)
+            tl.store(v_out + problem * K + label, tl.zeros((BLOCK,), REAL), mask=label < K)
+    if entropy_out is not None:
+        tl.store(entropy_out + problem, entropy.to(REAL))
+        tl.store(symmetry_out + problem, gap.to(REAL))
+        tl.store(spectral_out + problem, sigma)
     if total_out is not None:
         tl.store(total_out + problem, total.to(REAL))  # from there to half precision
 

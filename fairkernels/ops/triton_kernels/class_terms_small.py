@@ -167,6 +167,7 @@ def store_terms(
     mass = tl.where(square, mass + spoiled[:, None], 0.0)
     rates = divided(mass, counts[:, None])
     total = number(0.0, ACC)
+    entropy, gap, sigma = total, total, total  # zero where they are not wanted
 
     if counts_out is not None:
         tl.store(counts_out + problem * K + columns, counts, mask=is_class)
@@ -183,15 +184,11 @@ def store_terms(
         entropy = losses
         if ENTROPY_MEAN:
             entropy = losses / divisor
-        if entropy_out is not None:
-            tl.store(entropy_out + problem, entropy)
         if CE_COUNTS:
             total += ce_weight * entropy
     if SYMMETRY:
         gap, by_rate = symmetry_terms(rates, present, K, eps, IGNORE_ABSENT, SYMMETRY_MEAN, DAMPED)
         gap += 0 * tl.sum(tl.sum(rates, 1), 0)  # also a NaN whose class has no partner
-        if symmetry_out is not None:
-            tl.store(symmetry_out + problem, gap)
         if SYM_COUNTS:
             total += sym_weight * gap
             by_rate = by_rate * sym_weight
@@ -217,14 +214,20 @@ def store_terms(
         sigma, u, v = leading_pair_tile(matrix, start_tile(matrix, hint, K), iters, tol, noise, LOCG)
         sigma = sigma.to(ACC) + 0 * tl.sum(spoiled, 0)
         u = u.to(ACC)
-        if spectral_out is not None:
-            tl.store(spectral_out + problem, sigma)
         if SPEC_COUNTS:
             total += spec_weight * sigma
         if FOLD:
             u = u * factor * spec_weight
         tl.store(u_out + problem * K + columns, u, mask=is_class)
         tl.store(v_out + problem * K + columns, v.to(ACC), mask=is_class)
+    elif u_out is not None:
+        nothing = tl.zeros((BLOCK_K,), ACC)
+        tl.store(u_out + problem * K + columns, nothing, mask=is_class)
+        tl.store(v_out + problem * K + columns, nothing, mask=is_class)
+    if entropy_out is not None:
+        tl.store(entropy_out + problem, entropy)
+        tl.store(symmetry_out + problem, gap)
+        tl.store(spectral_out + problem, sigma)
     if total_out is not None:
         tl.store(total_out + problem, total)
 
