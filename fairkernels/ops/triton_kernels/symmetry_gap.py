@@ -341,6 +341,6 @@ def symmetry_gap_backward(
             (call.problems * call.parts,),
             confusion, call.counts, grad, out,
             call.classes, call.tiles, call.parts, *call.layout, *call.present, *upstream, eps,
-            MEAN=call.mean, **call.options,
+            MEAN=call.mean, **call.options | {"num_warps": 2 * call.options["num_warps"]},
         )  # fmt: skip
     return out
