@@ -115,12 +115,13 @@ def class_starts(labels: Tensor, num_classes: int, ignore_index: int) -> ClassOr
     counts = torch.zeros((leading, num_classes + 1), dtype=torch.int32, device=labels.device)
     sizes, strides = problems(labels, 1)
     on_chip = num_classes <= MOST_BINS
+    bins = power_of_2(num_classes) if on_chip else 1
     block, parts = 1024, min(cdiv(batch, 1024), 1024)
     launch(
         count_classes,
         (leading * parts,),
         labels, counts, batch, num_classes, parts, labels.stride(-1), sizes, strides, ignore_index,
-        num_warps=4, ON_CHIP=on_chip, BINS=power_of_2(num_classes) if on_chip else 1, BLOCK=block,
+        num_warps=min(max(bins // 256, 4), 16), ON_CHIP=on_chip, BINS=bins, BLOCK=block,
     )  # fmt: skip
     return ClassOrder(None, counts.cumsum(-1, dtype=torch.int32))
 

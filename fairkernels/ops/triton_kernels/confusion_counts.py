@@ -53,13 +53,13 @@ def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int, igno
     sizes, strides = problems(predictions, 1)
     other_sizes, other_strides = problems(labels, 1)
     on_chip = num_classes <= MOST_CLASSES
-    block = 1024
+    block, cells = 1024, power_of_2(num_classes**2, 32) if on_chip else 1
     parts = min(cdiv(batch, block), MOST_PARTS)
     launch(
         count_cells,
         (predictions.shape[:-1].numel() * parts,),
         predictions, labels, counts, batch, num_classes, parts, predictions.stride(-1), labels.stride(-1),
         sizes, strides, other_sizes, other_strides, ignore_index,
-        num_warps=4, ON_CHIP=on_chip, CELLS=power_of_2(num_classes**2, 32) if on_chip else 1, BLOCK=block,
+        num_warps=min(max(cells // 256, 4), 16), ON_CHIP=on_chip, CELLS=cells, BLOCK=block,
     )  # fmt: skip
     return counts
