@@ -90,9 +90,9 @@ class Upstream:
 
 
 def fits_one_program(logits: Tensor, terms: Terms) -> bool:
-    """Whether a matrix of all pairs of classes stays in registers; with a surrogate of its own there are two."""
-    two = terms.spectral and terms.surrogate != "soft"
-    return logits.shape[-1] <= (64 if logits.dtype == torch.float64 or two else 128)
+    """Whether a matrix of all pairs of classes stays in registers, beside the vectors of the iteration on it."""
+    most = 32 if terms.spectral else 64
+    return logits.shape[-1] <= (most // 2 if logits.dtype == torch.float64 else most)
 
 
 def forward(inputs: Inputs, terms: Terms, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""Class terms where a matrix of all pairs of classes fits one program: up to 128 classes, 64 in float64.
+"""Class terms where a matrix of all pairs of classes fits one program, see ``class_terms.fits_one_program``.
 
 Forward, few samples: one launch, a program for each problem, which reads the logits once and keeps all else on chip.
 Many samples: one launch whose programs add up a stretch each, one that adds the stretches, one that makes the terms.
@@ -327,7 +327,7 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     """
     logits = inputs.logits
     batch = logits.shape[-2]
-    shape = blocks(logits)
+    shape = blocks(logits, terms)
     charges = terms.spectral and terms.surrogate != "soft"
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
     problem_count = logits.shape[:-2].numel()
@@ -343,17 +343,15 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **shape)
 
 
-def blocks(logits: Tensor) -> dict[str, Any]:
+def blocks(logits: Tensor, terms: Terms) -> dict[str, Any]:
     """Sizes of the tiles, and with how many warps they are worked on."""
     double = logits.dtype == torch.float64
     columns = power_of_2(logits.shape[-1], 16)
-    rows = {16: 128, 32: 64, 64: 32, 128: 16}[columns]
-    warps = {16: 4, 32: 4, 64: 8, 128: 16}[columns]
     return {
         "ACC": tl.float64 if double else tl.float32,
-        "BLOCK_B": rows // 2 if double and rows > 16 else rows,
+        "BLOCK_B": (512 if double else 1024) // columns,
         "BLOCK_K": columns,
-        "num_warps": 2 * warps if double else warps,
+        "num_warps": 8 if double or terms.spectral or columns == 64 else 4,
     }
 
 
@@ -556,7 +554,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
     """
     logits, labels = inputs.logits, inputs.labels
     batch, classes = logits.shape[-2:]
-    shape = blocks(logits)
+    shape = blocks(logits, terms)
     problem_count = logits.shape[:-2].numel()
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     rows = min(batch, classes)

@@ -175,11 +175,13 @@ def residual_of(v, av):
 @triton.jit
 def power_vector(matrix, v, av, iters, limit):
     theta, r = residual_of(v, av)
+    far = norm(r) > limit * theta  # the compiler fails on a residual that is carried round for the condition alone
     step = 0
-    while (step < iters) & (norm(r) > limit * theta):
+    while (step < iters) & far:
         v = av / norm(av)
         av = normal_product(matrix, v)
         theta, r = residual_of(v, av)
+        far = norm(r) > limit * theta
         step += 1
     return v
 
