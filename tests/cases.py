@@ -21,7 +21,7 @@ DIFFERENTIABLE = tuple(name for name, operator in OPERATORS.items() if operator.
 
 
 def runs(backend: str, name: str) -> bool:
-    return dispatch.can_run(backend, OPERATORS[name], "cpu", torch.float32) is None
+    return dispatch.can_run(backend, OPERATORS[name], "cpu", OPERATORS[name].dtypes[0]) is None
 
 
 BACKENDS = [backend for backend in dispatch.BACKENDS if any(runs(backend, name) for name in NAMES)]

@@ -317,6 +317,7 @@ def pgd_step(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{norm}, scalars", attack_points(make, 7), options)
         yield Sample(f"{norm}, empty", attack_points(make, 0, 3, 4), options)
         yield Sample(f"{norm}, gradient of 0, NaN, inf", (points[0], broken, points[2]), options, smooth=False)
+    yield Sample("l2, many samples", attack_points(make, 40, 70), {"norm": "l2", "alpha": 0.1, "eps": 0.3})
     yield Sample("per channel", points, {"alpha": per_channel / 100, "eps": per_channel / 50})
 
 
@@ -328,6 +329,7 @@ def random_start(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{norm}, per sample", (x,), {"norm": norm, "eps": radii, "seed": 7, "bounds": (0.2, 0.8)})
         yield Sample(f"{norm}, odd", (make.uniform(3, 5),), {"norm": norm, "eps": 0.1, "seed": 3})
         yield Sample(f"{norm}, large", (make.uniform(2, 3, 40, 33),), {"norm": norm, "eps": 0.1, "seed": 3})
+        yield Sample(f"{norm}, many samples", (make.uniform(40, 70),), {"norm": norm, "eps": 0.1, "seed": 3})
         yield Sample(f"{norm}, empty", (make.uniform(0, 5),), {"norm": norm, "eps": 0.1, "seed": 3})
 
 

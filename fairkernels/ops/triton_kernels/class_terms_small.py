@@ -352,6 +352,7 @@ def blocks(logits: Tensor, terms: Terms) -> dict[str, Any]:
         "BLOCK_B": (512 if double else 1024) // columns,
         "BLOCK_K": columns,
         "num_warps": 8 if double or terms.spectral or columns == 64 else 4,
+        "maxnreg": 255,  # else the compiler spills to make room for more programs
     }
 
 

@@ -35,7 +35,7 @@ from .symmetry_gap import tile_of
 # It lies upright: its columns are the shorter side, along which the vectors of the iteration lie.
 
 
-@triton.jit(do_not_specialize=["iters"])
+@triton.jit(do_not_specialize=["rows", "columns", "iters"])
 def spectral_norm_on_chip(
     matrix, hint, sigma, u, v,
     rows, columns, row_stride, column_stride, hint_stride,
@@ -96,7 +96,7 @@ def scaled_block(matrix, row, column, rows, columns, row_stride, column_stride, 
     return times_power_of_two(tl.load(matrix + at, mask=inside, other=0.0).to(REAL), -exponent)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["short", "tiles", "parts", "splits", "long_each"])
 def gram_matrix(
     matrix, largest, gram,
     short, long, width, tiles, parts, splits, long_each, short_stride, long_stride, sizes, strides,
@@ -238,7 +238,7 @@ def start_lengths(start, n, stride, NONNEGATIVE: tl.constexpr, BLOCK: tl.constex
     return tl.sqrt(tl.sum(of_x)), hint_weight(tl.sqrt(tl.sum(of_hint)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["short", "programs"])
 def start_image(
     matrix, largest, start, image,
     short, long, programs, short_stride, long_stride, start_stride, sizes, strides, start_sizes, start_strides,
@@ -260,7 +260,7 @@ def start_image(
     tl.store(image + problem * short + row, tl.sum(total, 1), mask=row < short)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "programs"])
 def begin_steps(
     gram, largest, start, state, sums, done, n, width, programs, start_stride, start_sizes, start_strides,
     LOCG: tl.constexpr, IMAGE: tl.constexpr, NONNEGATIVE: tl.constexpr,
@@ -314,7 +314,7 @@ def begin_steps(
         keep(sums, 1, part, programs, tl.sum(av * av))
 
 
-@triton.jit(do_not_specialize=["turn"])
+@triton.jit(do_not_specialize=["turn", "n", "programs"])
 def locg_step(
     gram, state, sums, done, answer, turn, n, width, programs, limit: tl.float64,
     REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
@@ -410,7 +410,7 @@ def locg_step(
     tl.store(done + 2 * problem + new, ended)
 
 
-@triton.jit(do_not_specialize=["turn"])
+@triton.jit(do_not_specialize=["turn", "n", "programs"])
 def power_step(
     gram, state, sums, done, answer, turn, n, width, programs, limit: tl.float64,
     REAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
@@ -464,7 +464,7 @@ def power_step(
     tl.store(done + 2 * problem + new, ended)
 
 
-@triton.jit(do_not_specialize=["turn"])
+@triton.jit(do_not_specialize=["turn", "short", "programs", "parts"])
 def end_steps(
     matrix, largest, gram, state, sums, done, answer, sigma, short_out, long_out, turn,
     short, long, width, programs, parts, short_stride, long_stride, sizes, strides,

@@ -2,7 +2,7 @@
 
 Forward: one launch; for a sum over the batch one more, over a number a tile of rows. Backward: one launch for both
 gradients. Each reads both logits once (backward writes both gradients once), 8 (16) bytes an element in float32. Rows
-longer than ``LONGEST_ROW`` are read three times, backward four times, after the first time from the cache.
+longer than ``LONGEST_ROW`` are read twice, backward three times, after the first time from the cache.
 """
 
 from __future__ import annotations
