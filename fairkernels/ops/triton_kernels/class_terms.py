@@ -1,10 +1,10 @@
 """soft_confusion, symmetry_loss, spectral_loss and fair_cross_entropy: four choices among the terms of one computation.
 
 From logits and labels come sums by class (of probabilities, of a surrogate's rows, of losses), from these the terms.
-Where a matrix of all pairs of classes fits one program, ``class_terms_small`` makes them: up to 1,024 samples one launch
-each way. Beyond, programs own a class each and samples are ordered by class, ``class_terms_large``: forward an order, the
-sums and, where they are wanted, pairs, spectrum and terms, one launch each but for the spectrum; backward up to three.
-Logits are read once each way, and their gradient written once; very long rows are read again, from the cache.
+Where a matrix of all pairs of classes fits one program, ``class_terms_small`` makes them: up to 1,024 samples one
+launch each way. Beyond, programs own a class each and samples are ordered by class, ``class_terms_large``: forward an
+order, the sums and, where they are wanted, pairs, spectrum and terms, one launch each but for the spectrum; backward up
+to three. Logits are read once each way, their gradient written once; very long rows are read again, from the cache.
 """
 
 from __future__ import annotations
