@@ -126,7 +126,8 @@ ONE = (1, 0)
 
 REGIMES = (
     Regime("soft_confusion", "plain", (128, 10), ONE, ONE),
-    Regime("soft_confusion", "plain", (4096, 100), (2, 1), ONE),
+    Regime("soft_confusion", "plain", (4096, 50), (2, 1), ONE),
+    Regime("soft_confusion", "plain", (4096, 100), (2, 0), (1, 4)),
     Regime("soft_confusion", "plain", (256, 1000), (2, 0), (1, 4)),
     Regime("soft_confusion", "plain", (1024, 10_000), (3, 0), (1, 4)),
     Regime("soft_confusion", "plain", (60_000, 1000), (1, 10), (1, 4)),
@@ -134,20 +135,23 @@ REGIMES = (
     Regime("symmetry_gap", "counts", (1000, 1000), (2, 0), ONE),
     Regime("symmetry_gap", "plain", (1000, 1000), (3, 0), (2, 0)),
     Regime("symmetry_loss", "plain", (128, 10), ONE, ONE),
-    Regime("symmetry_loss", "plain", (4096, 100), (2, 1), ONE),
+    Regime("symmetry_loss", "plain", (4096, 50), (2, 1), ONE),
+    Regime("symmetry_loss", "plain", (4096, 100), (4, 0), ONE),
     Regime("symmetry_loss", "plain", (256, 1000), (4, 0), (2, 0)),
     Regime("symmetry_loss", "plain", (1024, 10_000), (5, 0), (2, 0)),
     Regime("symmetry_loss", "plain", (60_000, 1000), (3, 10), ONE),
     Regime("spectral_norm", "plain", (128, 128), ONE, ONE),
     Regime("spectral_norm", "plain", (1000, 1000), (67, 1), ONE),
     Regime("spectral_norm", "tolerance", (1000, 1000), (43, 1), ONE),
-    Regime("spectral_loss", "soft: plain", (128, 100), ONE, ONE),
+    Regime("spectral_loss", "soft: plain", (128, 32), ONE, ONE),
+    Regime("spectral_loss", "soft: plain", (128, 100), (4, 0), (2, 0)),
     Regime("spectral_loss", "kl: plain", (128, 10), ONE, ONE),
     Regime("spectral_loss", "kl: plain", (128, 100), (4, 0), (2, 0)),
     Regime("spectral_loss", "kl: plain", (256, 1000), (70, 1), (2, 0)),
     Regime("spectral_loss", "kl: plain", (1024, 10_000), (71, 2), (2, 0)),
     Regime("fair_cross_entropy", "plain", (128, 10), ONE, ONE),
-    Regime("fair_cross_entropy", "plain", (4096, 100), (2, 1), (2, 0)),
+    Regime("fair_cross_entropy", "plain", (4096, 32), (2, 1), (2, 0)),
+    Regime("fair_cross_entropy", "plain", (4096, 100), (5, 0), (2, 0)),
     Regime("fair_cross_entropy", "plain", (256, 1000), (71, 1), (2, 0)),
     Regime("fair_cross_entropy", "without cross-entropy", (256, 1000), (4, 0), (2, 0)),
     Regime("fair_cross_entropy", "cross-entropy alone", (256, 1000), (3, 0), (3, 0)),
@@ -463,7 +467,9 @@ def test_tuned_takes_the_fastest_and_tries_once():
     with launch.tuned(timer):
         for tensor in (torch.ones(3), torch.ones(500)):
             launch.launch(kernel, (4,), tensor, 5, BLOCK=16, num_warps=4)
-    assert [options for _, _, options in kernel.calls] == [{"BLOCK": 16, "num_warps": 8, "num_stages": 2}] * 2
+    assert [options for _, _, options in kernel.calls] == [
+        {"BLOCK": 16, "num_warps": 8, "num_stages": 2, "maxnreg": 255}
+    ] * 2
     assert [options["num_warps"] for options in tried] == [4, 2, 8, 8, 8]
 
 
@@ -487,4 +493,4 @@ def test_nothing_is_tuned_outside_nor_what_writes_what_it_reads_nor_without_a_gp
         launch.launch(kernel, (4,), torch.ones(3), num_warps=4)
     launch.launch(kernel, (4,), torch.ones(3), num_warps=4)
     assert not tried
-    assert [options for _, _, options in kernel.calls] == [{"num_warps": 4}] * 3
+    assert [options for _, _, options in kernel.calls] == [{"num_warps": 4, "maxnreg": 255}] * 3

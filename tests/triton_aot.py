@@ -172,7 +172,7 @@ def specialised(launch: Any) -> Specialisation:
     """As Triton's own binder does it."""
     from torch import Tensor
 
-    kernel, options = launch.kernel, launch.options
+    kernel, options = launch.kernel, launch.settings
     args = tuple(
         Pointer(arg.dtype, arg.storage_offset() * arg.itemsize % 16) if isinstance(arg, Tensor) else arg
         for arg in launch.args

@@ -183,7 +183,7 @@ def further_batches(name: str, make: Maker) -> Iterator[Sample]:
     batches = {
         "many classes": (make.normal(3, 70, 131), make.classes(3, 70, count=131)),
         "few of many classes": (make.normal(3, 9, 131), make.classes(3, 9, count=131)),
-        "many samples": (make.normal(1100, 5), make.classes(1100, count=5)),
+        "many samples": (make.normal(2100, 5), make.classes(2100, count=5)),
     }
     for label, batch in batches.items():
         for s in option_kinds(name, make.dtype):

@@ -36,9 +36,6 @@ LONGEST_ROW = {torch.float32: 8192, torch.float64: 2048}
 """Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
 
 
-REGISTERS: dict[torch.dtype, dict[str, int]] = {torch.float32: {}, torch.float64: {"maxnreg": 255}}
-"""In float64 the compiler would rather spill a little than take more than 64 or 128 registers."""
-
 MANY_PROGRAMS = 1024
 SAMPLES_OF_A_PART = 32
 
@@ -51,11 +48,10 @@ class Tile:
     columns: int
     warps: int
     wide: bool  # whether a row takes more than one
-    registers: dict[str, int]
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.warps, **self.registers}
+        return {"num_warps": self.warps}
 
 
 def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
@@ -65,7 +61,7 @@ def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
     columns = longest // 4 if wide else power_of_2(num_classes)
     least, most_warps = (1024, 16) if real == torch.float32 else (512, 8)
     rows = 1 if wide else max(1, least // columns)
-    return Tile(rows, columns, min(max(4, 4 * rows * columns // least), most_warps), wide, REGISTERS[real])
+    return Tile(rows, columns, min(max(4, 4 * rows * columns // least), most_warps), wide)
 
 
 def real_type(dtype: torch.dtype) -> tl.dtype:
@@ -523,9 +519,7 @@ def all_weights(inputs: Inputs, terms: Terms) -> Tensor | None:
     if not terms.confusion or terms.normalize != "all":
         return None
     labels, num_classes = inputs.labels, inputs.logits.shape[-1]
-    weight = torch.ones_like(labels, dtype=accumulation_dtype(inputs.logits.dtype))
-    if inputs.sample_weight is not None:
-        weight = inputs.sample_weight.to(weight.dtype)
+    weight = torch.ones_like(labels, dtype=torch.float32) if inputs.sample_weight is None else inputs.sample_weight
     is_class = (labels >= 0) & (labels < num_classes)
     counted = torch.where(labels == terms.ignore_index, 0, torch.where(is_class, weight, torch.nan))
-    return counted.sum(-1).reshape(-1)
+    return counted.sum(-1, dtype=accumulation_dtype(inputs.logits.dtype)).reshape(-1)

@@ -327,7 +327,7 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     """
     logits = inputs.logits
     batch = logits.shape[-2]
-    shape = blocks(logits, terms)
+    shape = blocks(logits)
     charges = terms.spectral and terms.surrogate != "soft"
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
     problem_count = logits.shape[:-2].numel()
@@ -343,7 +343,7 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **shape)
 
 
-def blocks(logits: Tensor, terms: Terms) -> dict[str, Any]:
+def blocks(logits: Tensor) -> dict[str, Any]:
     """Sizes of the tiles, and with how many warps they are worked on."""
     double = logits.dtype == torch.float64
     columns = power_of_2(logits.shape[-1], 16)
@@ -351,8 +351,7 @@ def blocks(logits: Tensor, terms: Terms) -> dict[str, Any]:
         "ACC": tl.float64 if double else tl.float32,
         "BLOCK_B": (512 if double else 1024) // columns,
         "BLOCK_K": columns,
-        "num_warps": 8 if double or terms.spectral or columns == 64 else 4,
-        "maxnreg": 255,  # else the compiler spills to make room for more programs
+        "num_warps": 8,
     }
 
 
@@ -555,7 +554,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
     """
     logits, labels = inputs.logits, inputs.labels
     batch, classes = logits.shape[-2:]
-    shape = blocks(logits, terms)
+    shape = blocks(logits)
     problem_count = logits.shape[:-2].numel()
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     rows = min(batch, classes)

@@ -11,6 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
+REGISTERS = 65_536
+"""Of a multiprocessor."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -24,7 +27,13 @@ class Launch:
     """The kernel writes what it reads: called twice it gives something else than called once."""
 
     def __call__(self) -> None:
-        self.kernel[self.grid](*self.args, **self.options)
+        self.kernel[self.grid](*self.args, **self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options, and all registers that a program of so many warps may have: left to itself the compiler rather
+        spills a little than take more than 64 or 128."""
+        return {"maxnreg": min(255, REGISTERS // (32 * self.options["num_warps"])), **self.options}
 
     @property
     def name(self) -> str:

@@ -604,7 +604,7 @@ def pair_on_chip(
         *upright.shape[-2:], *upright.stride()[-2:], 0 if start is None else start.stride(-1),
         sizes, strides, hint_sizes, hint_strides,
         iters, tol, noise,
-        num_warps=min(max(blocks[0] * blocks[1] * weight // 1024, 1), 8),
+        num_warps=min(max(blocks[0] * blocks[1] * weight // 512, 4), 16),
         LOCG=locg, TURNED=turned, REAL=real(matrix.dtype), BLOCK_M=blocks[0], BLOCK_N=blocks[1],
     )  # fmt: skip
 

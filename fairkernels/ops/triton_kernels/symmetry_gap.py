@@ -38,7 +38,8 @@ def tile_of(part, tiles):
 def is_present(counts, at, classes, stride):
     if counts is None:
         return at < classes
-    return tl.load(counts + at.to(tl.int64) * stride, mask=at < classes, other=0) != 0  # NaN is not 0
+    else:
+        return tl.load(counts + at.to(tl.int64) * stride, mask=at < classes, other=0) != 0  # NaN is not 0
 
 
 @triton.jit
