@@ -604,7 +604,7 @@ def pair_on_chip(
         *upright.shape[-2:], *upright.stride()[-2:], 0 if start is None else start.stride(-1),
         sizes, strides, hint_sizes, hint_strides,
         iters, tol, noise,
-        num_warps=min(max(blocks[0] * blocks[1] * weight // 512, 4), 16),
+        num_warps=min(max(blocks[0] * blocks[1] * weight // 512, 4), 8),
         LOCG=locg, TURNED=turned, REAL=real(matrix.dtype), BLOCK_M=blocks[0], BLOCK_N=blocks[1],
     )  # fmt: skip
 
@@ -612,7 +612,7 @@ def pair_on_chip(
 class Steps:
     """The iteration on the Gram matrix of the shorter side of each problem, and its memory."""
 
-    CHUNK, CHUNKS = 32, 32
+    STRETCH = 1024  # of the long side, whose products are added in the dtype of the matrix
     BLOCK = 256  # of vectors
 
     def __init__(self, matrix: Tensor, steering: tuple[int, float, float, bool], nonnegative: bool) -> None:
@@ -652,9 +652,9 @@ class Steps:
         block = 64 if self.accumulate == torch.float32 else 32
         tiles = cdiv(self.short, block)
         parts = cdiv(tiles, 2) * (tiles + 1)
-        stretch = self.CHUNK * self.CHUNKS
+        chunk, warps = (32, 8) if self.accumulate == torch.float64 else (16, 16)
         wanted = cdiv(256, parts)
-        long_each = cdiv(cdiv(self.long, wanted), stretch) * stretch
+        long_each = cdiv(cdiv(self.long, wanted), self.STRETCH) * self.STRETCH
         splits = cdiv(self.long, long_each)
         gram = self.empty(splits, self.short, self.width, dtype=self.accumulate)
         launch(
@@ -662,8 +662,8 @@ class Steps:
             (self.problems * parts, splits),
             self.matrix, self.largest, gram,
             self.short, self.long, self.width, tiles, parts, splits, long_each, *self.strides, *self.layout,
-            num_warps=8,
-            REAL=self.real, BLOCK=block, CHUNK=self.CHUNK, CHUNKS=self.CHUNKS,
+            num_warps=warps,
+            REAL=self.real, BLOCK=block, CHUNK=chunk, CHUNKS=self.STRETCH // chunk,
         )  # fmt: skip
         return gram.sum(1) if splits > 1 else gram
 
