@@ -25,9 +25,9 @@ ENOUGH = {"locg": 20, "power": 40}
 @pytest.fixture
 def in_steps(monkeypatch):
     """Also small matrices go by their Gram matrix, cut into many small blocks."""
-    monkeypatch.setattr(spectral, "blocks_on_chip", lambda _: None)
+    monkeypatch.setattr(spectral, "blocks_on_chip", lambda *_: None)
     monkeypatch.setattr(spectral.Steps, "BLOCK", 16)
-    monkeypatch.setattr(spectral.Steps, "CHUNKS", 1)
+    monkeypatch.setattr(spectral.Steps, "STRETCH", 32)
 
 
 def assert_leading_pair(matrix, found, allowed):
@@ -105,7 +105,7 @@ def test_steps_are_those_of_one_program(method, monkeypatch):
     for iters in (0, 1, 2, 4):
         alone = spectral.spectral_norm(matrix, None, method, iters, None)
         with monkeypatch.context() as context:
-            context.setattr(spectral, "blocks_on_chip", lambda _: None)
+            context.setattr(spectral, "blocks_on_chip", lambda *_: None)
             steps = spectral.leading_pair(matrix, None, method, iters, None, True)
         torch.testing.assert_close(steps, alone, rtol=1e-9, atol=1e-9)
 
@@ -141,7 +141,7 @@ def test_a_first_direction_that_is_lost(in_steps):
 def test_a_long_side_is_split(monkeypatch):
     """Sums over many terms stay as accurate as those over a few."""
     matrix = uniform(3, 6000).float()
-    monkeypatch.setattr(spectral, "blocks_on_chip", lambda _: None)
+    monkeypatch.setattr(spectral, "blocks_on_chip", lambda *_: None)
     with launch.recorded() as launches:
         found = spectral.spectral_norm(matrix, None, "locg", 6, None)
     gram = next(this for this in launches if this.name == "gram_matrix")

@@ -580,10 +580,10 @@ def real(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def blocks_on_chip(matrix: Tensor) -> tuple[int, int] | None:
+def blocks_on_chip(matrix: Tensor, start: Tensor | None) -> tuple[int, int] | None:
     """The tile of an upright matrix that one program holds in registers, or None if it is too large."""
     block_m, block_n = power_of_2(max(matrix.shape[-2:]), 16), power_of_2(min(matrix.shape[-2:]), 16)
-    widest, most = (64, 4096) if matrix.dtype == torch.float64 else (128, 16384)
+    widest, most = (64, 4096) if matrix.dtype == torch.float64 else (128, 16384 if start is None else 8192)
     return (block_m, block_n) if block_n <= widest and block_m * block_n <= most else None
 
 
@@ -604,7 +604,7 @@ def pair_on_chip(
         *upright.shape[-2:], *upright.stride()[-2:], 0 if start is None else start.stride(-1),
         sizes, strides, hint_sizes, hint_strides,
         iters, tol, noise,
-        num_warps=min(max(blocks[0] * blocks[1] * weight // 512, 4), 8),
+        num_warps=min(max(blocks[0] * blocks[1] * weight // 512, 4), 8 * weight),
         LOCG=locg, TURNED=turned, REAL=real(matrix.dtype), BLOCK_M=blocks[0], BLOCK_N=blocks[1],
     )  # fmt: skip
 
@@ -721,7 +721,7 @@ def pair_into(matrix, start, method, iters, tol, nonnegative, pair: Pair) -> Non
         for result in (pair.sigma, pair.u, pair.v):
             result.zero_()
         return
-    blocks = blocks_on_chip(matrix)
+    blocks = blocks_on_chip(matrix, start)
     if blocks is not None:
         pair_on_chip(matrix, start, steering, blocks, pair)
     else:
@@ -746,7 +746,8 @@ def spectral_norm(
     """A matrix on the chip: one launch, which reads it once: 4 bytes an entry (float64 8, half 2).
 
     On the chip are matrices of at most 128 x 128 entries (float64: 64 x 64), sides rounded up to powers of two, whose
-    shorter side S is at most 128 (float64: 64) long; the other may be longer the shorter S is.
+    shorter side S is at most 128 (float64: 64) long; the other may be longer the shorter S is. With a start half of
+    that.
 
     Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
     the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,
