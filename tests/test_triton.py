@@ -140,7 +140,7 @@ REGIMES = (
     Regime("symmetry_loss", "plain", (256, 1000), (4, 0), (2, 0)),
     Regime("symmetry_loss", "plain", (1024, 10_000), (5, 0), (2, 0)),
     Regime("symmetry_loss", "plain", (60_000, 1000), (3, 10), ONE),
-    Regime("spectral_norm", "plain", (128, 128), ONE, ONE),
+    Regime("spectral_norm", "plain", (128, 64), ONE, ONE),
     Regime("spectral_norm", "plain", (1000, 1000), (67, 1), ONE),
     Regime("spectral_norm", "tolerance", (1000, 1000), (43, 1), ONE),
     Regime("spectral_loss", "soft: plain", (128, 32), ONE, ONE),

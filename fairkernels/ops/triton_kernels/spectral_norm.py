@@ -580,13 +580,13 @@ def real(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def blocks_on_chip(matrix: Tensor, start: Tensor | None) -> tuple[int, int] | None:
+def blocks_on_chip(matrix: Tensor) -> tuple[int, int] | None:
     """The tile of an upright matrix that one program holds in registers, or None if it is too large."""
     block_m, block_n = power_of_2(max(matrix.shape[-2:]), 16), power_of_2(min(matrix.shape[-2:]), 16)
     if matrix.dtype == torch.float64:
         widest, most = 64, 4096 if matrix.shape[-2] >= matrix.shape[-1] else 2048
     else:
-        widest, most = 128, 16384 if matrix.dtype == torch.float32 and start is None else 8192
+        widest, most = 64, 8192
     return (block_m, block_n) if block_n <= widest and block_m * block_n <= most else None
 
 
@@ -724,7 +724,7 @@ def pair_into(matrix, start, method, iters, tol, nonnegative, pair: Pair) -> Non
         for result in (pair.sigma, pair.u, pair.v):
             result.zero_()
         return
-    blocks = blocks_on_chip(matrix, start)
+    blocks = blocks_on_chip(matrix)
     if blocks is not None:
         pair_on_chip(matrix, start, steering, blocks, pair)
     else:
@@ -748,9 +748,8 @@ def spectral_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A matrix on the chip: one launch, which reads it once: 4 bytes an entry (float64 8, half 2).
 
-    On the chip are matrices of at most 128 x 128 entries (float64: 64 x 64), sides rounded up to powers of two, whose
-    shorter side S is at most 128 (float64: 64) long; the other may be longer the shorter S is. Half of that in half
-    precision, with a start, and in float64 where the matrix is wide: so nothing spills.
+    On the chip are matrices of at most 128 x 64 entries (float64: 64 x 64, wide ones 64 x 32), sides rounded up to
+    powers of two, whose shorter side S is at most 64 long; the other may be longer the shorter S is. More would spill.
 
     Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
     the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,
