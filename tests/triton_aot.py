@@ -393,7 +393,7 @@ which other numbers of warps and pipeline stages are tried, for who wants that.
   (`make test`, its second part: `TRITON_INTERPRET=1`, on CPU tensors).
 - `tests/test_triton.py`: launches of a call, no copies of inputs, no result that was not written, nothing that waits
   for the GPU, so that a CUDA graph can capture it.
-- `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none spills, and what they need is held
+- `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
   against `tests/triton_budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
   constant and every type occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
   The same program makes sure that no kernel is compiled again for another batch size.
