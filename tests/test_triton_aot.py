@@ -27,11 +27,7 @@ def test_kernels_for_float32_keep_their_budget():
     run("--quick")
 
 
-A_START_SPILLS = "spectral_norm_on_chip of a wide matrix in half precision, with a start, spills on sm_90 and sm_100"
-
-
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason=A_START_SPILLS)
 def test_all_kernels_keep_their_budget():
     run()
 
@@ -40,7 +36,6 @@ def test_no_kernel_is_compiled_again_for_another_batch_size():
     run("--batches")
 
 
-@pytest.mark.xfail(strict=True, reason=A_START_SPILLS)
 def test_nothing_in_the_budget_spills():
     budget = triton_aot.written_budget()
     for name, found in budget["kernels"].items():

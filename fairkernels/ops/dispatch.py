@@ -84,14 +84,17 @@ def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -
     return None
 
 
+def preferred(device: str) -> tuple[Backend, ...]:
+    return PREFERRED.get(device, ("reference",))
+
+
 @cache
 def choose(name: str, device: str, dtype: torch.dtype, forced: str | None) -> Backend:
     """The backend that runs; a forced one runs or raises with the reason, it never falls back."""
     check_backend(forced)
     operator = OPERATORS[name]
     if forced is None:
-        order = PREFERRED.get(device, ("reference",))
-        return next(backend for backend in order if can_run(backend, operator, device, dtype) is None)
+        return next(backend for backend in preferred(device) if can_run(backend, operator, device, dtype) is None)
     reason = can_run(forced, operator, device, dtype)
     if reason is not None:
         raise RuntimeError(f"backend {forced!r} was asked for {name}, but {reason}")
@@ -129,9 +132,8 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> str:
         choice: str = choose(name, device, dtype, forced)
     except RuntimeError as error:
         choice = f"nothing: {error}"
-    order = PREFERRED.get(device, ("reference",))
-    by = f" (forced: {forced})" if forced else f" (on {device} the first of {', '.join(order)} that can run)"
-    return "\n".join([f"{name} on {device} {str(dtype).removeprefix('torch.')}: {choice}{by}", *lines])
+    by = f"forced: {forced}" if forced else f"on {device} the first of {', '.join(preferred(device))} that can run"
+    return "\n".join([f"{name} on {device} {str(dtype).removeprefix('torch.')}: {choice} ({by})", *lines])
 
 
 # --- the call -----------------------------------------------------------------------------------------------------

@@ -23,10 +23,10 @@ from .class_blocks import (
     strongest,
 )
 from .class_order import class_starts
-from .class_rates import is_direct, last_stride, real_type, slot_count, tile_of
+from .class_rates import is_direct, slot_count, tile_of
 from .class_terms import Inputs, Terms, Upstream
 from .common import number, offset_of
-from .launch import cdiv, launch, problems
+from .launch import cdiv, last_stride, launch, problems, real_type
 
 
 @triton.jit

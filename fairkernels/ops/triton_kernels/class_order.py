@@ -11,6 +11,7 @@ its first place in ``order``, so that a slot is found without a search and some 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import triton
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import offset_of
-from .launch import cdiv, count, launch, power_of_2, problems
+from .launch import cdiv, launch, power_of_2, problems
 
 MOST_COUNTED = 16384  # samples that are ordered by comparing each with all
 MOST_BINS = 4096  # classes that one program counts on the chip
@@ -129,7 +130,7 @@ def class_starts(labels: Tensor, num_classes: int, ignore_index: int) -> ClassOr
 def counted(labels: Tensor, num_classes: int, ignore_index: int, *, ordered: bool) -> ClassOrder:
     batch = labels.shape[-1]
     sizes, strides = problems(labels, 1)
-    leading = count(sizes)
+    leading = prod(sizes)
     samples = batch if ordered else 0
     room = 4 * cdiv(leading * samples, 4)  # both tables begin at 16 bytes: else a kernel would be compiled again
     tables = torch.empty(room + leading * (num_classes + 1), dtype=torch.int32, device=labels.device)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..schema import accumulation_dtype
 from .class_order import ClassOrder
-from .class_rates import Sums, class_of_slot, is_direct, real_type, slot_count
+from .class_rates import Sums, class_of_slot, is_direct, slot_count
 from .class_terms import Inputs, Terms
 from .common import number, offset_of
-from .launch import cdiv, launch, problems
+from .launch import cdiv, launch, problems, real_type
 from .pair_penalty import pair_penalty
 
 

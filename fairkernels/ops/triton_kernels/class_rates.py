@@ -29,8 +29,8 @@ from .class_blocks import (
 )
 from .class_order import ClassOrder, class_of
 from .class_terms import Inputs, Results, Terms
-from .common import number, offset_of
-from .launch import cdiv, launch, power_of_2, problems
+from .common import divided, number, offset_of
+from .launch import cdiv, last_stride, launch, power_of_2, problems, real_type
 
 LONGEST_ROW = {torch.float32: 8192, torch.float64: 2048}
 """Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
@@ -62,10 +62,6 @@ def tile_of(num_classes: int, real: torch.dtype, charges: bool = False) -> Tile:
     least, most_warps = (1024, 16) if real == torch.float32 else (512, 8)
     rows = 1 if wide else max(1, least // columns)
     return Tile(rows, columns, min(max(4, 4 * rows * columns // least), most_warps), wide)
-
-
-def real_type(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32
 
 
 @triton.jit
@@ -303,7 +299,6 @@ def store_class(
 ):  # fmt: skip
     """What the sums over a class's samples are wanted for; a class without samples gets zeros."""
     samples = samples.to(REAL)
-    inverse_of = tl.where(samples == 0, 1.0, samples)
     is_class = columns < K
     place = problem * slots + slot
     if piece == 0:
@@ -316,13 +311,12 @@ def store_class(
             own_weight = load_class_weight(weight, label, weight_stride, REAL)
             tl.store(divisors + place, tl.where(occurs, samples * own_weight, 0.0).to(tl.float64))
 
-    rate = tl.where(samples == 0, 0.0, mass / inverse_of)
+    rate = divided(mass, samples)
     if confusion is not None:
         if NORMALIZE == "none":
             handed = mass
         elif NORMALIZE == "all":
-            everything = tl.load(all_weights + problem)
-            handed = tl.where(everything == 0, 0.0, mass / tl.where(everything == 0, 1.0, everything))
+            handed = divided(mass, tl.load(all_weights + problem))
         else:
             handed = rate
         tl.store(confusion + (problem * K + label) * K + columns, handed, mask=is_class & (occurs | DIRECT))
@@ -337,8 +331,7 @@ def store_class(
         charged_by = samples
         if SURROGATE == "kl-all":
             charged_by = tl.load(starts + K).to(REAL)
-        row = tl.where(charged_by == 0, 0.0, charge / tl.where(charged_by == 0, 1.0, charged_by))
-        tl.store(charges + place * K + columns, factor * row, mask=is_class)
+        tl.store(charges + place * K + columns, factor * divided(charge, charged_by), mask=is_class)
 
 
 @triton.jit(do_not_specialize=["B", "slots", "parts", "label_sizes", "label_strides", "weight_sizes", "weight_strides",
@@ -508,10 +501,6 @@ def statistics_of_rows(inputs: Inputs, terms: Terms, tile: Tile) -> Tensor:
         BLOCK_K=tile.columns,
     )  # fmt: skip
     return statistics
-
-
-def last_stride(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.stride(-1)
 
 
 def all_weights(inputs: Inputs, terms: Terms) -> Tensor | None:

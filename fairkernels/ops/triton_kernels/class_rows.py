@@ -82,7 +82,7 @@ def surrogate_rows(z, exps, total, lse, own, columns, K, margin, SURROGATE: tl.c
 
 
 @triton.jit
-def through_softmax(h, exps, total, columns, BLOCK_K: tl.constexpr):
+def through_softmax(h, exps, total, columns):
     """``p (h - <h, p>)``, h relative to the row's top class: else a sure row loses its gradient to rounding."""
     top = tl.argmax(exps, 1)
     at_top = columns[None, :] == top[:, None]
@@ -112,26 +112,14 @@ def cross_entropy_gradient(exps, total, own, class_weight, columns, K, label_smo
 
 
 @triton.jit
-def surrogate_gradient(
-    z,
-    exps,
-    total,
-    own,
-    v,
-    columns,
-    K,
-    margin,
-    SURROGATE: tl.constexpr,
-    ZERO_MARGIN: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def surrogate_gradient(z, exps, total, own, v, columns, K, margin, SURROGATE: tl.constexpr, ZERO_MARGIN: tl.constexpr):
     """Of ``<surrogate row, v>`` by each row's logits."""
     own_logit = own_of(z, own)
     if SURROGATE == "soft":
-        return through_softmax(tl.where(own, 0.0, v[None, :]), exps, total, columns, BLOCK_K)
+        return through_softmax(tl.where(own, 0.0, v[None, :]), exps, total, columns)
     if SURROGATE == "gated":
         towards = tl.where(own | (columns >= K)[None, :], 0.0, gates_of(z, own_logit, margin) * v[None, :])
-        return through_softmax(towards, exps, total, columns, BLOCK_K)
+        return through_softmax(towards, exps, total, columns)
     if SURROGATE == "kl-all":
         rates = exps / total[:, None]
         hits = hits_of(z, rates, own_logit, own_of(rates, own), own, columns, K, margin, ZERO_MARGIN)

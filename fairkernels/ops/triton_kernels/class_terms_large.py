@@ -19,10 +19,10 @@ from torch import Tensor
 from .class_gradient import gradient
 from .class_order import class_order
 from .class_pairs import pairs_behind, penalties
-from .class_rates import Sums, is_direct, real_type, slot_count, sums_by_class
+from .class_rates import Sums, is_direct, slot_count, sums_by_class
 from .class_terms import Inputs, Results, Terms, Upstream
 from .common import number
-from .launch import launch
+from .launch import launch, real_type
 from .spectral_norm import leading_pair
 
 

@@ -26,8 +26,8 @@ from .class_rows import (
     through_softmax,
 )
 from .class_terms import Inputs, Results, Terms, Upstream
-from .common import number, offset_of
-from .launch import cdiv, launch, power_of_2, problems
+from .common import divided, number, offset_of
+from .launch import cdiv, last_stride, launch, power_of_2, problems, real_type
 from .pair_penalty import pair_penalty
 from .spectral_tile import default_steering, leading_pair_tile, start_tile
 
@@ -85,13 +85,6 @@ def add_classes(
             charge = tl.where(usable[:, None], charge, 0.0)
             charges = tl.dot(by_class, charge, charges, input_precision="ieee", out_dtype=ACC)
     return mass, charges, counts, spoiled, tl.sum(losses, 0), tl.sum(divisor, 0), tl.sum(samples, 0)
-
-
-@triton.jit
-def divided(numerator, denominator):
-    """The quotient, 0 where the denominator is 0; NaN is let through."""
-    empty = denominator == 0
-    return tl.where(empty, 0.0, numerator / tl.where(empty, 1.0, denominator))
 
 
 @triton.jit
@@ -348,7 +341,7 @@ def blocks(logits: Tensor) -> dict[str, Any]:
     double = logits.dtype == torch.float64
     columns = power_of_2(logits.shape[-1], 16)
     return {
-        "ACC": tl.float64 if double else tl.float32,
+        "ACC": real_type(logits.dtype),
         "BLOCK_B": (512 if double else 1024) // columns,
         "BLOCK_K": columns,
         "num_warps": 8,
@@ -406,10 +399,6 @@ def forward_arguments(inputs: Inputs, terms: Terms, results: Results) -> Any:
         )  # fmt: skip
 
     return arguments
-
-
-def last_stride(tensor: Tensor | None) -> int:
-    return 1 if tensor is None else tensor.stride(-1)
 
 
 # --- backward -----------------------------------------------------------------------------------------------------
@@ -500,7 +489,7 @@ def class_terms_gradient(
                 factor = divided(factor, tl.sum(tl.where(own, mass[None, :], 0.0), 1))
             else:
                 factor = divided(factor, whole + 0 * factor)
-        gradient = factor[:, None] * through_softmax(towards, exps, total, columns, BLOCK_K)
+        gradient = factor[:, None] * through_softmax(towards, exps, total, columns)
     else:
         upstream = tl.load(grad).to(ACC)
         gradient = tl.zeros((BLOCK_B, BLOCK_K), ACC)
@@ -514,7 +503,7 @@ def class_terms_gradient(
             coefficients += problem * rows * width
             at = own_slot[:, None].to(tl.int64) * width + column[None, :]
             towards = tl.load(coefficients + at, mask=kept[:, None] & known[None, :], other=0)
-            gradient += (upstream * factor)[:, None] * through_softmax(towards, exps, total, columns, BLOCK_K)
+            gradient += (upstream * factor)[:, None] * through_softmax(towards, exps, total, columns)
         if SPECTRAL:
             row_factor = tl.load(u + problem * K + columns, mask=is_class, other=0)
             if not FOLD:
@@ -528,7 +517,7 @@ def class_terms_gradient(
                     row_factor = row_factor * factors
             direction = tl.load(v + problem * K + columns, mask=is_class, other=0)
             by_row = surrogate_gradient(
-                z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, ZERO_MARGIN, BLOCK_K
+                z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, ZERO_MARGIN
             )
             charged = tl.sum(tl.where(own, row_factor[None, :], 0.0), 1)
             gradient += (upstream * factor * charged)[:, None] * by_row

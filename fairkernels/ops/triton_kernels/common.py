@@ -42,3 +42,10 @@ def sign(x):
 def number(value, REAL: tl.constexpr):
     """A Python float in this dtype. The kernel's parameter must be annotated ``tl.float64``, others arrive in fp32."""
     return tl.full((), value, REAL)
+
+
+@triton.jit
+def divided(numerator, denominator):
+    """The quotient, 0 where the denominator is 0; NaN is let through."""
+    empty = denominator == 0
+    return tl.where(empty, 0.0, numerator / tl.where(empty, 1.0, denominator))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
+
+from ..schema import accumulation_dtype
 
 REGISTERS = 65_536
 """Of a multiprocessor."""
@@ -198,8 +201,10 @@ def disguised(arg: Any) -> Any:
     return tuple(map(disguised, arg)) if type(arg) is tuple else arg
 
 
-def count(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+def last_stride(tensor: Tensor | None) -> int:
+    return 1 if tensor is None else tensor.stride(-1)
+
+
+def real_type(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name of the accumulation dtype."""
+    return tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32

@@ -8,6 +8,7 @@ small vector work in between is done by every program again, which is cheaper th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..schema import accumulation_dtype
 from .common import offset_of
-from .launch import cdiv, count, launch, power_of_2, problems
+from .launch import cdiv, launch, power_of_2, problems, real_type
 from .spectral_tile import (
     best_combination,
     default_steering,
@@ -575,11 +576,6 @@ class Pair:
         )
 
 
-def real(dtype: torch.dtype) -> Any:
-    """Triton's name of the accumulation dtype."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def blocks_on_chip(matrix: Tensor) -> tuple[int, int] | None:
     """The tile of an upright matrix that one program holds in registers, or None if it is too large."""
     block_m, block_n = power_of_2(max(matrix.shape[-2:]), 16), power_of_2(min(matrix.shape[-2:]), 16)
@@ -599,16 +595,15 @@ def pair_on_chip(
     upright = matrix.mT if turned else matrix
     sizes, strides = problems(matrix, 2)
     hint_sizes, hint_strides = problems(start, 1)
-    weight = 2 if matrix.dtype == torch.float64 else 1
     launch(
         spectral_norm_on_chip,
-        (count(sizes),),
+        (prod(sizes),),
         matrix, start, pair.sigma, *((pair.v, pair.u) if turned else (pair.u, pair.v)),
         *upright.shape[-2:], *upright.stride()[-2:], 0 if start is None else start.stride(-1),
         sizes, strides, hint_sizes, hint_strides,
         iters, tol, noise,
-        num_warps=min(max(blocks[0] * blocks[1] * weight // 512, 4), 8 * weight),
-        LOCG=locg, TURNED=turned, REAL=real(matrix.dtype), BLOCK_M=blocks[0], BLOCK_N=blocks[1],
+        num_warps=min(max(blocks[0] * blocks[1] // 256, 4), 16 if matrix.dtype == torch.float64 else 8),
+        LOCG=locg, TURNED=turned, REAL=real_type(matrix.dtype), BLOCK_M=blocks[0], BLOCK_N=blocks[1],
     )  # fmt: skip
 
 
@@ -624,7 +619,7 @@ class Steps:
         self.limit = max(tol, noise)
         self.nonnegative = nonnegative
         self.accumulate = accumulation_dtype(matrix.dtype)
-        self.real = real(matrix.dtype)
+        self.real = real_type(matrix.dtype)
 
         rows, columns = matrix.shape[-2:]
         self.short_is_v = rows > columns
@@ -632,7 +627,7 @@ class Steps:
         strides = matrix.stride()[-2:]
         self.strides = (strides[1], strides[0]) if self.short_is_v else strides
         self.layout = problems(matrix, 2)
-        self.problems = count(self.layout[0])
+        self.problems = prod(self.layout[0])
 
         self.rows = 8 if self.short <= 1056 else 16 if self.short <= 2112 else 32  # of one program
         self.block = self.BLOCK // 2 if self.rows == 32 else self.BLOCK
@@ -782,7 +777,7 @@ def spectral_norm_backward(
     parts = cdiv(rows, block_m) * cdiv(columns, block_n)
     launch(
         spectral_norm_gradient,
-        (count(sizes) * parts,),
+        (prod(sizes) * parts,),
         grad, u.contiguous(), v.contiguous(), out, rows, columns, sizes, strides,
         num_warps=8, BLOCK_M=block_m, BLOCK_N=block_n,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..schema import accumulation_dtype
 from .common import number, offset_of
-from .launch import cdiv, count, launch, power_of_2, problems
+from .launch import cdiv, launch, power_of_2, problems, real_type
 from .pair_penalty import pair_penalty
 
 PRESENT = tl.constexpr(1024)  # a block of what says which classes are there
@@ -246,10 +247,10 @@ class Call:
         self.confusion = confusion
         accumulate = accumulation_dtype(confusion.dtype)
         double = accumulate == torch.float64
-        self.real = tl.float64 if double else tl.float32
+        self.real = real_type(confusion.dtype)
         self.classes = confusion.shape[-1]
         self.sizes, self.strides = problems(confusion, 2)
-        self.problems = count(self.sizes)
+        self.problems = prod(self.sizes)
         self.whole = self.classes <= (64 if double else largest)
         self.block = power_of_2(self.classes, 16) if self.whole else (32 if double else 64)
         self.tiles = cdiv(self.classes, self.block)

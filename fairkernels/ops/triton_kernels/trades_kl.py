@@ -15,7 +15,7 @@ from torch import Tensor
 from ..schema import accumulation_dtype
 from .class_blocks import extended, finite_top
 from .common import offset_of
-from .launch import cdiv, launch, power_of_2, problems
+from .launch import cdiv, launch, power_of_2, problems, real_type
 
 LONGEST_ROW = {torch.float32: 4096, torch.float64: 2048}
 """Classes whose two logits one program holds in registers, by accumulation dtype."""
@@ -258,10 +258,6 @@ def tile_of(num_classes: int, real: torch.dtype) -> tuple[bool, int, int, int]:
     least = 1024 if real == torch.float32 else 512
     rows = 1 if wide else max(1, least // columns)
     return wide, rows, columns, max(4, 4 * rows * columns // least)
-
-
-def real_type(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32
 
 
 def trades_kl(natural: Tensor, adversarial: Tensor, reduction: str) -> Tensor:
