@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from fairkernels.ops.triton_kernels import launch
+from fairkernels.ops.triton_kernels import launch, spectral_tile
 from fairkernels.ops.triton_kernels import spectral_norm as spectral
 from fairkernels.ops.triton_kernels import symmetry_gap as symmetry
 
@@ -22,12 +22,15 @@ ENOUGH = {"locg": 20, "power": 40}
 """Steps that the matrices here need at most."""
 
 
-@pytest.fixture
-def in_steps(monkeypatch):
-    """Also small matrices go by their Gram matrix, cut into many small blocks."""
-    monkeypatch.setattr(spectral, "blocks_on_chip", lambda *_: None)
+@pytest.fixture(params=["in the cache", "in steps"])
+def beyond_registers(request, monkeypatch):
+    """Also small matrices are read again for every product, or go by their Gram matrix, cut into many small blocks."""
+    monkeypatch.setattr(spectral, "fits_registers", lambda _: False)
+    if request.param == "in steps":
+        monkeypatch.setattr(spectral, "fits_cache", lambda _: False)
     monkeypatch.setattr(spectral.Steps, "BLOCK", 16)
     monkeypatch.setattr(spectral.Steps, "STRETCH", 32)
+    monkeypatch.setattr(spectral_tile, "BLOCK_IN_CACHE", tl.constexpr(2048))
 
 
 def assert_leading_pair(matrix, found, allowed):
@@ -60,7 +63,7 @@ SLOW = (
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("method", ["locg", "power"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_steps(family, method, dtype, in_steps):
+def test_in_steps(family, method, dtype, beyond_registers):
     if method == "power" and family in SLOW:
         pytest.skip("takes hundreds of steps")
     matrix = FAMILIES[family](11).to(dtype)
@@ -69,8 +72,8 @@ def test_in_steps(family, method, dtype, in_steps):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(150, 133), (133, 150)])
-def test_beyond_the_chip(shape, dtype):
+@pytest.mark.parametrize("shape", [(150, 133), (133, 150), (100, 90), (90, 100)])
+def test_beyond_registers(shape, dtype):
     matrix = (uniform(2, *shape) - 0.3).to(dtype)
     found = spectral.leading_pair(matrix.mT.contiguous().mT, None, "locg", 12, None, False)
     assert [result.dtype for result in found] == [F64 if dtype == F64 else torch.float32] * 3
@@ -78,8 +81,8 @@ def test_beyond_the_chip(shape, dtype):
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
-def test_rows_of_zeros(nonnegative, in_steps):
-    matrix = uniform(9, 14)
+def test_rows_of_zeros(nonnegative, beyond_registers):
+    matrix = uniform(14, 14)
     matrix[[0, 3, 8]] = 0
     _, u, _ = found = spectral.leading_pair(matrix, None, "locg", 20, None, nonnegative)
     assert_leading_pair(matrix, found, 1e-8)
@@ -87,7 +90,7 @@ def test_rows_of_zeros(nonnegative, in_steps):
 
 
 @pytest.mark.parametrize("shape", [(7, 40), (40, 7), (12, 12)])
-def test_a_start_in_steps(shape, in_steps):
+def test_a_start_in_steps(shape, beyond_registers):
     matrix = normal(2, *shape)
     _, _, vh = torch.linalg.svd(matrix)
     nothing, nonsense = torch.zeros(2, shape[1], dtype=F64), torch.full((2, shape[1]), torch.nan, dtype=F64)
@@ -99,19 +102,20 @@ def test_a_start_in_steps(shape, in_steps):
 
 
 @pytest.mark.parametrize("method", ["locg", "power"])
-def test_steps_are_those_of_one_program(method, monkeypatch):
+def test_steps_are_those_of_a_tile(method, monkeypatch):
     """The same iteration, step by step: what they give before they have converged."""
     matrix = uniform(12, 9)
     for iters in (0, 1, 2, 4):
         alone = spectral.spectral_norm(matrix, None, method, iters, None)
         with monkeypatch.context() as context:
-            context.setattr(spectral, "blocks_on_chip", lambda *_: None)
-            steps = spectral.leading_pair(matrix, None, method, iters, None, True)
-        torch.testing.assert_close(steps, alone, rtol=1e-9, atol=1e-9)
+            for place in ("fits_registers", "fits_cache"):
+                context.setattr(spectral, place, lambda _: False)
+                steps = spectral.leading_pair(matrix, None, method, iters, None, True)
+                torch.testing.assert_close(steps, alone, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["locg", "power"])
-def test_a_step_after_the_end_changes_nothing(method, in_steps):
+def test_a_step_after_the_end_changes_nothing(method, beyond_registers):
     matrix = uniform(3, 10, 10) * torch.tensor([1.0, 1e-20, 0.0])[:, None, None]
     matrix[1] = torch.diag(1.0 + torch.arange(10) / 10)  # converges later than its neighbours
     few, many = (spectral.spectral_norm(matrix, None, method, iters, 1e-2) for iters in (30, 33))
@@ -120,7 +124,7 @@ def test_a_step_after_the_end_changes_nothing(method, in_steps):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("shape", [(5, 20), (20, 5)])
-def test_what_is_not_finite_in_steps(shape, value, in_steps):
+def test_what_is_not_finite_in_steps(shape, value, beyond_registers):
     matrix = uniform(3, *shape)
     matrix[1, -1, -1] = value
     found = spectral.spectral_norm(matrix, None, "locg", 20, None)
@@ -129,7 +133,7 @@ def test_what_is_not_finite_in_steps(shape, value, in_steps):
         assert result[[0, 2]].isfinite().all()
 
 
-def test_a_first_direction_that_is_lost(in_steps):
+def test_a_first_direction_that_is_lost(beyond_registers):
     for matrix in (
         torch.tensor([[1.0, -1.0], [-1.0, 1.0]]),
         torch.zeros(6, 6).index_put_((torch.tensor(5),) * 2, torch.tensor(3.0)),
@@ -141,7 +145,7 @@ def test_a_first_direction_that_is_lost(in_steps):
 def test_a_long_side_is_split(monkeypatch):
     """Sums over many terms stay as accurate as those over a few."""
     matrix = uniform(3, 6000).float()
-    monkeypatch.setattr(spectral, "blocks_on_chip", lambda *_: None)
+    monkeypatch.setattr(spectral, "fits_cache", lambda _: False)
     with launch.recorded() as launches:
         found = spectral.spectral_norm(matrix, None, "locg", 6, None)
     gram = next(this for this in launches if this.name == "gram_matrix")

@@ -1,8 +1,8 @@
 """spectral_norm: the leading singular value of matrices of any size, and its gradient.
 
-A matrix that fits into registers is one program's. Of a larger one only the Gram matrix of its shorter side takes part
-in the iteration: one launch a step, in which every program multiplies some of its rows with the new directions. The
-small vector work in between is done by every program again, which is cheaper than a launch of its own.
+A matrix that fits into registers or the cache is one program's. Of a larger one only the Gram matrix of its shorter
+side takes part in the iteration: one launch a step, in which every program multiplies some of its rows with the new
+directions. The small vector work in between is done by every program again, which is cheaper than a launch of its own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,17 @@ from .launch import cdiv, launch, power_of_2, problems, real_type
 from .spectral_tile import (
     best_combination,
     default_steering,
+    direction_of,
     exponent_of,
     first_direction,
     hint_weight,
+    image_of,
     leading_pair_tile,
+    locg_vector,
+    normal_product,
+    power_vector,
+    rows_in_cache,
+    scaled_block,
     times_power_of_two,
     towards_hint,
     with_hint,
@@ -72,6 +79,90 @@ def spectral_norm_on_chip(
     tl.store(v + problem * columns + column, right, mask=column < columns)
 
 
+# --- a matrix in the cache ----------------------------------------------------------------------------------------
+# It lies upright as well. A product with it and its transpose is one pass over blocks of its rows.
+
+
+@triton.jit
+def extent_in_cache(matrix, x):
+    """The largest entry by absolute value, infinite if one is not finite, the first row it is in, the least entry."""
+    block = rows_in_cache(matrix, 0, x)
+    ROWS: tl.constexpr = block.shape[0]
+    largest = tl.full((ROWS,), -1.0, block.dtype)
+    least = tl.full((ROWS,), float("inf"), block.dtype)
+    place = tl.zeros((ROWS,), tl.int32)
+    for first in range(0, matrix[1], ROWS):
+        block = rows_in_cache(matrix, first, x)
+        size = tl.abs(block)
+        size = tl.max(tl.where(size < float("inf"), size, float("inf")), 1)  # also for NaN
+        place = tl.where(size > largest, first + tl.arange(0, ROWS), place)
+        largest = tl.maximum(largest, size)
+        least = tl.minimum(least, tl.min(block, 1))
+    most = tl.max(largest)
+    return most, tl.min(tl.where(largest == most, place, matrix[1])), tl.min(least)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "iters"])
+def spectral_norm_in_cache(
+    matrix, hint, sigma, u, v,
+    rows, columns, row_stride, column_stride, hint_stride,
+    sizes, strides, hint_sizes, hint_strides,
+    iters, tol: tl.float64, noise: tl.float64,
+    LOCG: tl.constexpr, TURNED: tl.constexpr, REAL: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    # Bound by the cache: a step reads the matrix once, and so do the extent, the start and, twice, the end.
+    problem = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_N)
+    matrix += offset_of(problem, sizes, strides)
+    unscaled = (matrix, rows, columns, row_stride, column_stride, tl.full((), 0, tl.int64))
+    x = tl.zeros((BLOCK_N,), tl.float64)
+    largest, place, least = extent_in_cache(unscaled, x)
+    finite = largest < float("inf")
+    usable = finite & (largest > 0)
+    exponent = exponent_of(tl.where(usable, largest, 1.0))
+    scaled = (matrix, tl.where(finite, rows, 0), columns, row_stride, column_stride, exponent)
+    ROWS: tl.constexpr = rows_in_cache(scaled, 0, x).shape[0]
+
+    if hint is not None:
+        hint += offset_of(problem, hint_sizes, hint_strides)
+    if hint is not None and TURNED:  # the hint is one for the other side
+        length, weight = start_lengths(hint, rows, hint_stride, least >= 0, ROWS)
+        for first in range(0, rows, ROWS):
+            h = start_block(hint, first + tl.arange(0, ROWS), rows, hint_stride, length, weight, least >= 0)
+            x += tl.sum(rows_in_cache(scaled, first, x).to(tl.float64) * h[:, None], 0)
+    else:
+        length, weight = start_lengths(hint, columns, hint_stride, least >= 0, BLOCK_N)
+        x = start_block(hint, column, columns, hint_stride, length, weight, least >= 0)
+
+    x = direction_of(x)
+    ax = normal_product(scaled, x)
+    if usable & (tl.sum(x * ax) == 0):
+        # the first direction happens to be one that the matrix maps to 0: the row with the largest entry is none
+        at = matrix + place.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+        x = direction_of(times_power_of_two(tl.load(at, mask=column < columns, other=0.0).to(tl.float64), -exponent))
+        ax = normal_product(scaled, x)
+    limit = tl.maximum(tol, noise)
+    x = locg_vector(scaled, x, ax, iters, limit) if LOCG else power_vector(scaled, x, ax, iters, limit)
+
+    squares = tl.zeros((ROWS,), tl.float64)
+    sign_sum = tl.zeros((ROWS,), tl.float64)
+    for first in range(0, rows, ROWS):
+        image = image_of(rows_in_cache(scaled, first, x), x).to(tl.float64)
+        squares += image * image
+        sign_sum += image
+    length = tl.sqrt(tl.sum(squares))
+    x = tl.where(length > 0, x, 0.0)
+    turn = tl.where((tl.sum(sign_sum) if TURNED else tl.sum(x)) < 0, -1.0, 1.0)
+    poison = tl.where(finite, 0.0, float("nan"))
+    per_length = turn / tl.where(length > 0, length, 1.0)
+    for first in range(0, rows, ROWS):
+        image = image_of(rows_in_cache(scaled, first, x), x).to(tl.float64)
+        row = first + tl.arange(0, ROWS)
+        tl.store(u + problem * rows + row, image * per_length + poison, mask=row < rows)
+    tl.store(v + problem * columns + column, x * turn + poison, mask=column < columns)
+    tl.store(sigma + problem, (times_power_of_two(length, exponent) + poison).to(REAL))
+
+
 # --- the Gram matrix of a larger one ------------------------------------------------------------------------------
 # `short` and `long` are its sides; `largest` its largest entry by absolute value, with which it is scaled.
 
@@ -88,13 +179,6 @@ def scale_of(largest, problem):
     size = tl.abs(tl.load(largest + problem).to(tl.float64))
     usable = (size > 0) & (size < float("inf"))
     return exponent_of(tl.where(usable, size, 1.0)), usable
-
-
-@triton.jit
-def scaled_block(matrix, row, column, rows, columns, row_stride, column_stride, exponent, REAL: tl.constexpr):
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    at = row[:, None].to(tl.int64) * row_stride + column[None, :].to(tl.int64) * column_stride
-    return times_power_of_two(tl.load(matrix + at, mask=inside, other=0.0).to(REAL), -exponent)
 
 
 @triton.jit(do_not_specialize=["short", "tiles", "parts", "splits", "long_each"])
@@ -576,34 +660,53 @@ class Pair:
         )
 
 
-def blocks_on_chip(matrix: Tensor) -> tuple[int, int] | None:
-    """The tile of an upright matrix that one program holds in registers, or None if it is too large."""
-    block_m, block_n = power_of_2(max(matrix.shape[-2:]), 16), power_of_2(min(matrix.shape[-2:]), 16)
+def fits_registers(matrix: Tensor) -> bool:
+    """Whether one program holds the matrix as a tile, sides rounded up to powers of two."""
+    rows, columns = matrix.shape[-2:]
+    long, short = power_of_2(max(rows, columns), 16), power_of_2(min(rows, columns), 16)
+    most = 8192
     if matrix.dtype == torch.float64:
-        widest, most = 64, 4096 if matrix.shape[-2] >= matrix.shape[-1] else 2048
-    else:
-        widest, most = 64, 8192
-    return (block_m, block_n) if block_n <= widest and block_m * block_n <= most else None
+        most = 4096 if rows >= columns else 2048
+    return short <= 64 and long * short <= most
 
 
-def pair_on_chip(
-    matrix: Tensor, start: Tensor | None, steering: tuple[int, float, float, bool], blocks: tuple[int, int], pair: Pair
+def fits_cache(matrix: Tensor) -> bool:
+    """Whether one program reads the matrix again and again faster than launches follow each other."""
+    long, short = max(matrix.shape[-2:]), power_of_2(min(matrix.shape[-2:]), 16)
+    return short <= 128 and long * short * real_type(matrix.dtype).primitive_bitwidth // 8 <= MOST_IN_CACHE
+
+
+MOST_IN_CACHE = 128 << 10
+"""Bytes of a matrix, in the dtype that it is computed in."""
+
+
+def pair_of_one_program(
+    matrix: Tensor, start: Tensor | None, steering: tuple[int, float, float, bool], pair: Pair
 ) -> None:
-    """One launch; reads the matrix and writes the vectors once."""
+    """One launch."""
     iters, tol, noise, locg = steering
     turned = matrix.shape[-2] < matrix.shape[-1]
     upright = matrix.mT if turned else matrix
     sizes, strides = problems(matrix, 2)
     hint_sizes, hint_strides = problems(start, 1)
+    block_n = power_of_2(upright.shape[-1], 16)
+    blocks: dict[str, Any] = {"BLOCK_N": block_n}
+    num_warps = 8
+    if fits_registers(matrix):
+        kernel = spectral_norm_on_chip
+        blocks["BLOCK_M"] = power_of_2(upright.shape[-2], 16)
+        most_warps = 16 if matrix.dtype == torch.float64 else 8
+        num_warps = min(max(blocks["BLOCK_M"] * block_n // 256, 4), most_warps)
+    else:
+        kernel = spectral_norm_in_cache
     launch(
-        spectral_norm_on_chip,
+        kernel,
         (prod(sizes),),
         matrix, start, pair.sigma, *((pair.v, pair.u) if turned else (pair.u, pair.v)),
         *upright.shape[-2:], *upright.stride()[-2:], 0 if start is None else start.stride(-1),
         sizes, strides, hint_sizes, hint_strides,
         iters, tol, noise,
-        num_warps=min(max(blocks[0] * blocks[1] // 256, 4), 16 if matrix.dtype == torch.float64 else 8),
-        LOCG=locg, TURNED=turned, REAL=real_type(matrix.dtype), BLOCK_M=blocks[0], BLOCK_N=blocks[1],
+        num_warps=num_warps, LOCG=locg, TURNED=turned, REAL=real_type(matrix.dtype), **blocks,
     )  # fmt: skip
 
 
@@ -719,9 +822,8 @@ def pair_into(matrix, start, method, iters, tol, nonnegative, pair: Pair) -> Non
         for result in (pair.sigma, pair.u, pair.v):
             result.zero_()
         return
-    blocks = blocks_on_chip(matrix)
-    if blocks is not None:
-        pair_on_chip(matrix, start, steering, blocks, pair)
+    if fits_registers(matrix) or fits_cache(matrix):
+        pair_of_one_program(matrix, start, steering, pair)
     else:
         Steps(matrix, steering, nonnegative).run(start, pair)
 
@@ -741,10 +843,11 @@ def leading_pair(
 def spectral_norm(
     matrix: Tensor, start: Tensor | None, method: str, iters: int | None, tol: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A matrix on the chip: one launch, which reads it once: 4 bytes an entry (float64 8, half 2).
+    """Up to a shorter side of 128 and 128 KiB one launch.
 
-    On the chip are matrices of at most 128 x 64 entries (float64: 64 x 64, wide ones 64 x 32), sides rounded up to
-    powers of two, whose shorter side S is at most 64 long; the other may be longer the shorter S is. More would spill.
+    A matrix of at most 128 x 64 entries (float64: 64 x 64, wide ones 64 x 32), sides rounded up to powers of two, stays
+    in registers and is read once: 4 bytes an entry (float64 8, half 2); more would spill. A shorter side of at most 64
+    leaves room for a longer one. Others are read once from memory and, five times and once a step, from the cache.
 
     Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
     the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,

@@ -1,4 +1,6 @@
-"""The leading singular value of a matrix that lies in the registers of one program, and what larger ones share with it.
+"""The leading singular value of a matrix that one program works on, and what larger ones share with it.
+
+The matrix lies in the registers, a tile, or in the cache, whence it is read for every product.
 
 Power iteration on A = MᵀM accelerated by its last two directions, or the plain one, as csrc/cpu/iteration.h has it.
 Vectors and scalars are float64 whatever the matrix: they are few beside its M · N terms, and a basis of three that is
@@ -85,12 +87,41 @@ def times_power_of_two(x, exponent):
     return x * two_to_the(half).to(x.dtype) * two_to_the(exponent - half).to(x.dtype)
 
 
+@triton.jit
+def scaled_block(matrix, row, column, rows, columns, row_stride, column_stride, exponent, REAL: tl.constexpr):
+    """Entries of a matrix in memory divided by 2^exponent; 0 outside."""
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    at = row[:, None].to(tl.int64) * row_stride + column[None, :].to(tl.int64) * column_stride
+    return times_power_of_two(tl.load(matrix + at, mask=inside, other=0.0).to(REAL), -exponent)
+
+
+BLOCK_IN_CACHE = tl.constexpr(8192)  # bytes, of those that are read at a time
+
+
+@triton.jit
+def rows_in_cache(matrix, first, x):
+    """A block of rows of a matrix ``(place, rows, columns, row stride, column stride, exponent)``, as long as x."""
+    place, rows, columns, row_stride, column_stride, exponent = matrix
+    REAL: tl.constexpr = tl.float64 if place.dtype.element_ty == tl.float64 else tl.float32
+    ROWS: tl.constexpr = BLOCK_IN_CACHE // (x.shape[0] * (REAL.primitive_bitwidth // 8))
+    row = first + tl.arange(0, ROWS)
+    column = tl.arange(0, x.shape[0])
+    return scaled_block(place, row, column, rows, columns, row_stride, column_stride, exponent, REAL)
+
+
 # --- the iteration ------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def norm(x):
     return tl.sqrt(tl.sum(x * x))
+
+
+@triton.jit
+def direction_of(x):
+    """x at length 1, or 0."""
+    length = norm(x)
+    return x / tl.where(length > 0, length, 1.0)
 
 
 @triton.jit
@@ -101,8 +132,16 @@ def image_of(matrix, x):
 
 @triton.jit
 def normal_product(matrix, x):
-    """MᵀM x."""
-    return tl.sum(matrix * image_of(matrix, x)[:, None], 0).to(tl.float64)
+    """MᵀM x of a tile, or of a matrix in the cache, see ``rows_in_cache``."""
+    if isinstance(matrix, tl.tensor):
+        product = matrix * image_of(matrix, x)[:, None]
+    else:
+        block = rows_in_cache(matrix, 0, x)
+        product = block * image_of(block, x)[:, None]
+        for first in range(block.shape[0], matrix[1], block.shape[0]):
+            block = rows_in_cache(matrix, first, x)
+            product += block * image_of(block, x)[:, None]
+    return tl.sum(product, 0).to(tl.float64)
 
 
 @triton.jit
@@ -235,13 +274,12 @@ def leading_pair_tile(matrix, start, iters, tol, noise, LOCG: tl.constexpr):
     exponent = exponent_of(tl.where(finite & (largest > 0), largest, 1.0))
     matrix = times_power_of_two(tl.where(finite, matrix, 0.0), -exponent)
 
-    v = start / norm(start)
+    v = direction_of(start)
     av = normal_product(matrix, v)
     if finite & (largest > 0) & (tl.sum(v * av) == 0):
         # the first direction happens to be one that the matrix maps to 0: the row with the largest entry is none
         chosen = tl.arange(0, matrix.shape[0]) == tl.argmax(in_each_row, 0)
-        v = tl.sum(tl.where(chosen[:, None], matrix, 0.0), 0).to(tl.float64)
-        v = v / norm(v)
+        v = direction_of(tl.sum(tl.where(chosen[:, None], matrix, 0.0), 0).to(tl.float64))
         av = normal_product(matrix, v)
 
     limit = tl.maximum(tl.cast(tol, tl.float64), tl.cast(noise, tl.float64))
