@@ -1,6 +1,9 @@
-// pgd_step: checks and glue. The mathematics is in cpu/pgd_step.h.
+// pgd_step: checks and glue. The mathematics is in support/pgd_math.h, cpu/pgd_step.h and cuda/pgd_step.cuh.
 #include "cpu/pgd_step.h"
 
+#include "cuda/pgd_step.h"
+#include "support/gpu.h"
+#include "support/gpu_images.h"
 #include "support/operands.h"
 #include "support/parallel.h"
 #include "support/tensor.h"
@@ -17,6 +20,21 @@ void run(const PgdStep<Real>& pgd, Norm norm, const ImageWalk& images) {
                     [&](int64_t begin, int64_t end) { l2_samples<T>(pgd, begin, end); });
   }
 }
+
+#if defined(FK_WITH_CUDA)
+
+void step_on_gpu(PgdStepTask& task, Norm norm, const Tensor& x) {
+  if (norm == Norm::linf) {
+    launch_on_device_of(x, [&](void* stream) { return fk_pgd_step_linf(&task, stream); });
+    return;
+  }
+  const int64_t parts = fk_pgd_step_l2_parts(&task.shape);
+  const Tensor sums = empty({task.samples, parts > 1 ? parts : 0, 3}, Dtype::float64, &x);
+  task.sums = mutable_data_of<double>(sums);
+  launch_on_device_of(x, [&](void* stream) { return fk_pgd_step_l2(&task, stream); });
+}
+
+#endif
 
 void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& alphas,
           const OptionalTensor& epsilons, const OptionalTensor& lows, const OptionalTensor& highs,
@@ -38,6 +56,26 @@ void step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Option
   if (x.numel() == 0) {
     return;
   }
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(x)) {
+    PgdStepTask task{};
+    GpuImages operands(x, norm, strides_of(out));
+    operands.image(x_adv, task.x_adv);
+    operands.image(grad, task.grad);
+    operands.image(x, task.x);
+    operands.image(out, task.out);
+    operands.parameter(alphas, alpha, task.alpha);
+    operands.parameter(epsilons, eps, task.eps);
+    operands.parameter(lows, low, task.low);
+    operands.parameter(highs, high, task.high);
+    operands.parameter(mask, 1, task.mask);
+    task.shape = operands.shape(16 / size_of(dtype));
+    task.samples = operands.samples();
+    task.direction = targeted ? -1 : 1;
+    step_on_gpu(task, norm, x);
+    return;
+  }
+#endif
   with_float_type(dtype, [&](auto type) {
     using T = decltype(type);
     using Real = Accumulator<T>;
@@ -72,3 +110,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_pgd_step_native", TORCH_BOX(&fairkernels::step));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_pgd_step_native", TORCH_BOX(&fairkernels::step));
+}
+#endif

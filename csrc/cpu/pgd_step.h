@@ -8,10 +8,10 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cpu/clip.h"
 #include "cpu/strided.h"
 #include "support/elements.h"
 #include "support/lanes.h"
+#include "support/pgd_math.h"
 #include "support/platform.h"
 
 namespace fairkernels {
@@ -23,12 +23,6 @@ struct Constant {
 
   FK_INLINE Real operator[](int64_t) const { return value; }
 };
-
-// +1, -1, and 0 for 0 and NaN, by one comparison.
-template <typename Real>
-FK_INLINE Real sign(Real x) {
-  return std::fabs(x) > 0 ? std::copysign(Real(1), x) : Real(0);
-}
 
 // A chunk of the images; `out` may be any of the others.
 template <typename T>
@@ -50,25 +44,16 @@ struct LinfValues {
   Values mask;
 };
 
-// out = clip(clip(x_adv + direction alpha mask sign(grad), x - eps, x + eps), low, high)
 template <typename T, typename Values, typename Real = Accumulator<T>>
 FK_INLINE void linf_step_body(Images<T> images, LinfValues<Values> values, Real direction) {
 #pragma omp simd
   for (int64_t i = 0; i < images.n; ++i) {
     const Real step = direction * values.alpha[i] * values.mask[i];
-    const Real moved = widen(images.x_adv[i]) + step * sign(widen(images.grad[i]));
-    const Real centre = widen(images.x[i]);
-    const Real near = clip(moved, centre - values.eps[i], centre + values.eps[i]);
-    images.out[i] = narrow(clip(near, values.low[i], values.high[i]), T{});
+    const Real moved = linf_moved(widen(images.x_adv[i]), widen(images.grad[i]), widen(images.x[i]), step,
+                                  values.eps[i], values.low[i], values.high[i]);
+    images.out[i] = narrow(moved, T{});
   }
 }
-
-// Sums over a chunk of a sample, in double: squares of large or tiny gradients would leave the range of floats.
-struct L2Sums {
-  double grad_grad;
-  double delta_delta;
-  double delta_grad;
-};
 
 template <typename T, typename Real = Accumulator<T>>
 FK_INLINE L2Sums l2_sums_body(Images<T> images, const Real* mask) {
@@ -104,15 +89,14 @@ struct L2Values {
   const Real* mask;
 };
 
-// out = clip(x + ((x_adv - x) + step mask grad) shrink, low, high)
 template <typename T, typename Real = Accumulator<T>>
 FK_INLINE void l2_step_body(Images<T> images, L2Values<Real> values) {
 #pragma omp simd
   for (int64_t i = 0; i < images.n; ++i) {
-    const Real centre = widen(images.x[i]);
     const Real slope = widen(images.grad[i]) * values.mask[i];
-    const Real delta = (widen(images.x_adv[i]) - centre) + values.step * slope;
-    images.out[i] = narrow(clip(centre + delta * values.shrink, values.low[i], values.high[i]), T{});
+    const Real moved = l2_moved(widen(images.x_adv[i]), slope, widen(images.x[i]), values.step, values.shrink,
+                                values.low[i], values.high[i]);
+    images.out[i] = narrow(moved, T{});
   }
 }
 
@@ -230,23 +214,15 @@ L2Sums sample_sums(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<T>& buff
   return total;
 }
 
-// The factor that brings a perturbation of squared length `squared` back into the ball; NaN stays NaN.
-inline double shrink_factor(double squared, double eps) {
-  return squared <= eps * eps ? 1 : eps / std::sqrt(squared);
-}
-
 template <typename T, typename Real>
 void l2_sample(const PgdStep<Real>& pgd, int64_t sample, PgdBuffers<T>& buffers) {
   const double alpha = pgd.alpha.at(sample, 0);
   const double eps = pgd.eps.at(sample, 0);
-  const L2Sums sums = sample_sums(pgd, sample, buffers);
-  const double step = pgd.direction * alpha / (std::sqrt(sums.grad_grad) + 1e-10);
-  const double squared = sums.delta_delta + 2 * step * sums.delta_grad + step * step * sums.grad_grad;
-  const double shrink = shrink_factor(squared, eps);
+  const L2Step factors = l2_step_of(sample_sums(pgd, sample, buffers), pgd.direction * alpha, eps);
   for (int64_t start = 0; start < pgd.elements; start += kChunk) {
     const int64_t n = std::min(kChunk, pgd.elements - start);
     const Images<T> images = buffers.images(pgd, sample, start, n);
-    const L2Values<Real> values{static_cast<Real>(step), static_cast<Real>(shrink),
+    const L2Values<Real> values{static_cast<Real>(factors.step), static_cast<Real>(factors.shrink),
                                 buffers.low.read(sample, start, n),
                                 buffers.high.read(sample, start, n),
                                 buffers.mask.read(sample, start, n)};

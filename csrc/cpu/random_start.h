@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/clip.h"
+#include "support/clip.h"
 #include "cpu/normal.h"
 #include "cpu/strided.h"
 #include "support/lanes.h"

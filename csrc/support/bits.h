@@ -8,7 +8,7 @@
 namespace fairkernels {
 
 template <typename To, typename From>
-FK_INLINE To bits_as(From from) {
+FK_HOST_DEVICE FK_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(to));

@@ -13,6 +13,20 @@ namespace fairkernels {
 
 enum class Dtype { float64, float32, bfloat16, float16, int64, byte };  // byte: uint8, and bool as 0 and 1
 
+inline int64_t size_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64:
+    case Dtype::int64:
+      return 8;
+    case Dtype::float32:
+      return 4;
+    case Dtype::byte:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 // The type in which sums are kept.
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -41,33 +55,33 @@ auto with_type(Dtype dtype, Function&& function) {
   return with_float_type(dtype, function);
 }
 
-FK_INLINE double widen(double x) {
+FK_HOST_DEVICE FK_INLINE double widen(double x) {
   return x;
 }
 
-FK_INLINE float widen(float x) {
+FK_HOST_DEVICE FK_INLINE float widen(float x) {
   return x;
 }
 
-FK_INLINE float widen(uint8_t x) {
-  return x;
-}
-
-template <typename Real>
-FK_INLINE double narrow(Real x, double) {
+FK_HOST_DEVICE FK_INLINE float widen(uint8_t x) {
   return x;
 }
 
 template <typename Real>
-FK_INLINE float narrow(Real x, float) {
+FK_HOST_DEVICE FK_INLINE double narrow(Real x, double) {
+  return x;
+}
+
+template <typename Real>
+FK_HOST_DEVICE FK_INLINE float narrow(Real x, float) {
   return static_cast<float>(x);
 }
 
-FK_INLINE BFloat16 narrow(double x, BFloat16 type) {
+FK_HOST_DEVICE FK_INLINE BFloat16 narrow(double x, BFloat16 type) {
   return narrow(static_cast<float>(x), type);
 }
 
-FK_INLINE Half narrow(double x, Half type) {
+FK_HOST_DEVICE FK_INLINE Half narrow(double x, Half type) {
   return narrow(static_cast<float>(x), type);
 }
 

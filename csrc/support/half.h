@@ -17,12 +17,12 @@ struct Half {
   uint16_t bits;
 };
 
-FK_INLINE float widen(BFloat16 x) {
+FK_HOST_DEVICE FK_INLINE float widen(BFloat16 x) {
   return bits_as<float>(static_cast<uint32_t>(x.bits) << 16);
 }
 
 // Rounds to nearest, ties to even. Rounding could carry a NaN's payload into infinity, so NaN is set apart.
-FK_INLINE BFloat16 narrow(float x, BFloat16) {
+FK_HOST_DEVICE FK_INLINE BFloat16 narrow(float x, BFloat16) {
   const uint32_t bits = bits_as<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
@@ -30,7 +30,7 @@ FK_INLINE BFloat16 narrow(float x, BFloat16) {
 
 // Normal numbers: the exponent is moved by a multiplication, which also takes infinity and NaN where they belong.
 // Subnormal ones: placed in the mantissa of 0.5, which is then subtracted.
-FK_INLINE float widen(Half x) {
+FK_HOST_DEVICE FK_INLINE float widen(Half x) {
   const uint32_t word = static_cast<uint32_t>(x.bits) << 16;
   const uint32_t sign = word & 0x80000000u;
   const uint32_t doubled = word + word;
@@ -42,7 +42,7 @@ FK_INLINE float widen(Half x) {
 
 // Adding a power of two that is 2^13 times the result's last place lets the hardware round, ties to even; the first two
 // multiplications push what is too large to infinity.
-FK_INLINE Half narrow(float x, Half) {
+FK_HOST_DEVICE FK_INLINE Half narrow(float x, Half) {
   const uint32_t bits = bits_as<uint32_t>(x);
   const uint32_t doubled = bits + bits;
   const float magnitude = bits_as<float>(bits & 0x7fffffffu);

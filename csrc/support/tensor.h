@@ -151,16 +151,20 @@ inline Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
-// Uninitialised, on the CPU. The boxed torch::stable::new_empty costs 2 us more.
-inline Tensor empty_strided(const Shape& shape, const Shape& strides, Dtype dtype) {
+// Uninitialised, on the device of `beside` or, without one, on the CPU. The boxed torch::stable::new_empty costs 2 us
+// more.
+inline Tensor empty_strided(const Shape& shape, const Shape& strides, Dtype dtype, const Tensor* beside = nullptr) {
+  const bool elsewhere = beside != nullptr && !beside->is_cpu();
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                  torch_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(), torch_dtype(dtype),
+      elsewhere ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
+      elsewhere ? beside->get_device_index() : 0, &handle));
   return Tensor(handle);
 }
 
-inline Tensor empty(const Shape& shape, Dtype dtype) {
-  return empty_strided(shape, contiguous_strides(shape), dtype);
+inline Tensor empty(const Shape& shape, Dtype dtype, const Tensor* beside = nullptr) {
+  return empty_strided(shape, contiguous_strides(shape), dtype, beside);
 }
 
 template <typename T>

@@ -1,6 +1,6 @@
 // Clipping as torch has it: NaN wins, be it the value or a bound. A vector minimum or maximum returns its second operand
 // if either is NaN, and so do the two selections below, each of them one instruction: they keep NaN of `low`, and what
-// they lose is NaN of `value` or `high`.
+// they lose is NaN of `value` or `high`. Host and device.
 #pragma once
 
 #include <cmath>
@@ -10,10 +10,10 @@
 namespace fairkernels {
 
 template <typename Real>
-FK_INLINE Real clip(Real value, Real low, Real high) {
+FK_HOST_DEVICE FK_INLINE Real clip(Real value, Real low, Real high) {
   const Real raised = value > low ? value : low;
   const Real within = high < raised ? high : raised;
-  return std::isunordered(value, high) ? value + high : within;
+  return value != value || high != high ? value + high : within;
 }
 
 }  // namespace fairkernels

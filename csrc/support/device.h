@@ -1,0 +1,139 @@
+// What only a GPU has, each under one name. Kernels use nothing else of it, so that tests/cuda_on_cpu can stand in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "support/platform.h"
+
+namespace fairkernels::device {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// What is read or written in one access.
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+// As it is written, so that arguments need not be of exactly the types that a kernel takes.
+template <typename T>
+struct AsGiven {
+  using Type = T;
+};
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+  size_t shared_bytes = 0;  // of a block, beside what the kernel declares
+};
+
+}  // namespace fairkernels::device
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+#define FK_DEVICE __device__ __forceinline__
+#define FK_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+#define FK_CONSTANT(Type) const __grid_constant__ Type  // a parameter of a kernel that is large
+#define FK_SHARED(Type, name) __shared__ Type name
+
+namespace fairkernels::device {
+
+FK_DEVICE int thread() {
+  return static_cast<int>(threadIdx.x);
+}
+
+FK_DEVICE int threads() {
+  return static_cast<int>(blockDim.x);
+}
+
+FK_DEVICE int64_t block() {
+  return blockIdx.x;
+}
+
+FK_DEVICE int64_t blocks() {
+  return gridDim.x;
+}
+
+FK_DEVICE void barrier() {
+  __syncthreads();
+}
+
+FK_DEVICE void warp_barrier(unsigned lanes = kAllLanes) {
+  __syncwarp(lanes);
+}
+
+// The value of the lane whose number differs in the bits of `bits`.
+template <typename T>
+FK_DEVICE T from_partner(T value, int bits, unsigned lanes = kAllLanes) {
+  return __shfl_xor_sync(lanes, value, bits);
+}
+
+template <typename T>
+FK_DEVICE T from_lane(T value, int lane, unsigned lanes = kAllLanes) {
+  return __shfl_sync(lanes, value, lane);
+}
+
+// A bit for each lane that says yes.
+FK_DEVICE unsigned vote(bool yes, unsigned lanes = kAllLanes) {
+  return __ballot_sync(lanes, yes);
+}
+
+FK_DEVICE int bits_set(unsigned word) {
+  return __popc(word);
+}
+
+// The memory of the block that its launch has asked for.
+template <typename T>
+FK_DEVICE T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char fk_shared_bytes[];
+  return reinterpret_cast<T*>(fk_shared_bytes);
+}
+
+FK_DEVICE Bytes16 load16(const void* from) {
+  const uint4 words = *static_cast<const uint4*>(from);
+  return {{words.x, words.y, words.z, words.w}};
+}
+
+// Of what nobody reads again soon: it leaves the cache first.
+FK_DEVICE Bytes16 load16_once(const void* from) {
+  const uint4 words = __ldcs(static_cast<const uint4*>(from));
+  return {{words.x, words.y, words.z, words.w}};
+}
+
+FK_DEVICE void store16_once(void* to, Bytes16 bytes) {
+  __stcs(static_cast<uint4*>(to), make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]));
+}
+
+// Returns an error code of the runtime, 0 for none.
+template <typename... Parameters>
+int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typename AsGiven<Parameters>::Type&... arguments) {
+  if (grid.blocks == 0) {
+    return cudaSuccess;
+  }
+  if (grid.blocks > INT32_MAX) {
+    return cudaErrorInvalidConfiguration;
+  }
+  constexpr size_t kAlwaysThere = 48 << 10;
+  if (grid.shared_bytes > kAlwaysThere) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(grid.shared_bytes));
+    if (error != cudaSuccess) {
+      return error;
+    }
+  }
+  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, grid.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+      arguments...);
+  return cudaGetLastError();
+}
+
+inline const char* error_text(int code) {
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
+}
+
+}  // namespace fairkernels::device
+
+#else
+#include "device_on_cpu.h"
+#endif
