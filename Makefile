@@ -1,7 +1,7 @@
 # make demo      the main job, on data that ships with scikit-learn
 # make test      the tests that take seconds each, then those of the Triton kernels on Triton's interpreter
 # make test-all  all tests, likewise
-# make budget    what the Triton kernels need, as compiled: tests/triton_budget.json and docs/triton.md
+# make budget    what the GPU kernels need, as compiled: tests/budget.json, docs/triton.md, docs/cuda.md
 # make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
 # make bench     every operator on its whole grid beside all rivals: at most ten minutes, then docs/benchmarks.md
 # make docs      docs/operators.md from the operator table and the docstrings
@@ -34,6 +34,7 @@ test-all: .venv/.ready
 
 budget: .venv/.ready
 	$(BIN)/python tests/triton_aot.py --write
+	$(BIN)/python tests/cuda_aot.py --write
 
 fuzz: .venv/.ready
 	$(BIN)/python tests/fuzz/run.py --calls 20000

@@ -1,9 +1,13 @@
-// random_start: checks and glue. The mathematics is in cpu/random_start.h and support/philox.h.
+// random_start: checks and glue. The mathematics is in support/start_math.h, cpu/random_start.h and
+// cuda/random_start.cuh.
 #include "cpu/random_start.h"
 
 #include <algorithm>
 #include <vector>
 
+#include "cuda/random_start.h"
+#include "support/gpu.h"
+#include "support/gpu_images.h"
 #include "support/operands.h"
 #include "support/parallel.h"
 #include "support/tensor.h"
@@ -28,7 +32,7 @@ bool dense(const Shape& shape, const Shape& strides) {
 Tensor empty_like(const Tensor& x, Dtype dtype) {
   const Shape shape = shape_of(x);
   const Shape strides = strides_of(x);
-  return empty_strided(shape, dense(shape, strides) ? strides : contiguous_strides(shape), dtype);
+  return empty_strided(shape, dense(shape, strides) ? strides : contiguous_strides(shape), dtype, &x);
 }
 
 template <typename T, typename Real>
@@ -40,6 +44,21 @@ void run(const RandomStart<Real>& task, Norm norm, const ImageWalk& images) {
                     [&](int64_t begin, int64_t end) { l2_start<T>(task, begin, end); });
   }
 }
+
+#if defined(FK_WITH_CUDA)
+
+void start_on_gpu(RandomStartTask& task, Norm norm, const Tensor& x) {
+  if (norm == Norm::linf) {
+    launch_on_device_of(x, [&](void* stream) { return fk_random_start_linf(&task, stream); });
+    return;
+  }
+  const int64_t parts = fk_random_start_l2_parts(&task.shape);
+  const Tensor sums = empty({task.samples, parts > 1 ? parts : 0}, Dtype::float64, &x);
+  task.sums = mutable_data_of<double>(sums);
+  launch_on_device_of(x, [&](void* stream) { return fk_random_start_l2(&task, stream); });
+}
+
+#endif
 
 Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTensor& lows, const OptionalTensor& highs,
              double eps, double low, double high, StringHandle norm_name, int64_t seed) {
@@ -55,6 +74,24 @@ Tensor start(const Tensor& x, const OptionalTensor& epsilons, const OptionalTens
   if (x.numel() == 0) {
     return out;
   }
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(x)) {
+    RandomStartTask task{};
+    GpuImages operands(x, norm, strides_of(out));
+    operands.image(x, task.x);
+    operands.parameter(epsilons, eps, task.eps);
+    operands.parameter(lows, low, task.low);
+    operands.parameter(highs, high, task.high);
+    operands.numbers(task.numbers);
+    operands.image(out, task.out);
+    task.shape = operands.shape(16 / size_of(dtype));
+    task.samples = operands.samples();
+    task.elements = images.elements();
+    task.seed = static_cast<uint64_t>(seed);
+    start_on_gpu(task, norm, x);
+    return out;
+  }
+#endif
   with_float_type(dtype, [&](auto type) {
     using T = decltype(type);
     using Real = Accumulator<T>;
@@ -85,3 +122,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fairkernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_random_start_native", TORCH_BOX(&fairkernels::start));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_random_start_native", TORCH_BOX(&fairkernels::start));
+}
+#endif

@@ -1,9 +1,9 @@
 """Compiles the Triton kernels for three generations of GPUs, without any, and holds what they need against a budget.
 
-    python tests/triton_aot.py              every kernel, regime, dtype and flag, against tests/triton_budget.json
+    python tests/triton_aot.py              every kernel, regime, dtype and flag, against tests/budget.json
     python tests/triton_aot.py --quick      float32 on sm_90 alone
     python tests/triton_aot.py --all        also all combinations of these, which takes long; only spills are looked at
-    python tests/triton_aot.py --write      renews tests/triton_budget.json and docs/triton.md
+    python tests/triton_aot.py --write      renews tests/budget.json and docs/triton.md
     python tests/triton_aot.py --batches    whether another batch size compiles a kernel again
 
 Calls are those of the operator table, as they stand and at further sizes (``triton_calls``); their launches are listed,
@@ -29,16 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import budget
+from budget import TARGETS
+
 ROOT = Path(__file__).resolve().parent.parent
-BUDGET = ROOT / "tests" / "triton_budget.json"
 DOCUMENT = ROOT / "docs" / "triton.md"
-
-TARGETS = (80, 90, 100)
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-"""Bytes of shared memory that one program may have."""
-
-MORE_REGISTERS, MORE_SHARED = 1.1, 1.1
-"""By how much a kernel may exceed its budget: compilers of one version agree, this is for small changes."""
 
 BATCHES = (2, 3, 16, 17, 32, 48, 100, 128, 1000, 1024, 4096, 65_536)
 """Not 1: a batch of one sample may lie in memory as if there were no batch."""
@@ -236,19 +231,10 @@ def in_words(this: Specialisation) -> tuple[str, str]:
 # --- compiling ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a compiled kernel needs: registers of a thread, bytes of shared memory of a program, spilled bytes."""
-
-    registers: int
-    shared: int
-    spills: int
-
-
 _jobs: list[tuple[Specialisation, int]] = []  # handed to the worker processes by the fork
 
 
-def compile_job(number: int) -> Need | str:
+def compile_job(number: int) -> budget.Need | str:
     this, target = _jobs[number]
     activate(target)
     log = io.StringIO()
@@ -259,7 +245,7 @@ def compile_job(number: int) -> Need | str:
         return reason(error)
     stores, loads = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())[-2:]
     (registers,) = re.findall(r"Used (\d+) registers", log.getvalue())[-1:]
-    return Need(int(registers), compiled.metadata.shared, int(stores) + int(loads))
+    return budget.Need(int(registers), compiled.metadata.shared, int(stores) + int(loads))
 
 
 def reason(error: BaseException) -> str:
@@ -269,7 +255,7 @@ def reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def compile_all(chosen: list[Specialisation], targets: Iterable[int], processes: int) -> dict[Any, Need | str]:
+def compile_all(chosen: list[Specialisation], targets: Iterable[int], processes: int) -> budget.Needs:
     from triton import knobs
 
     knobs.nvidia.dump_ptxas_log = True
@@ -277,71 +263,6 @@ def compile_all(chosen: list[Specialisation], targets: Iterable[int], processes:
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         needs = pool.map(compile_job, range(len(_jobs)))
         return {(this.name, str(this), target): need for (this, target), need in zip(_jobs, needs, strict=True)}
-
-
-# --- the budget ---------------------------------------------------------------------------------------------------
-
-
-def written_budget() -> dict[str, Any]:
-    return dict(json.loads(BUDGET.read_text())) if BUDGET.exists() else {"triton": None, "kernels": {}}
-
-
-def budget_of(needs: dict[Any, Need]) -> dict[str, Any]:
-    import triton
-
-    kernels: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
-    for (name, text, target), need in needs.items():
-        kernels[name][text][f"sm_{target}"] = [need.registers, need.shared, need.spills]
-    return {"triton": triton.__version__, "kernels": kernels}
-
-
-def as_json(budget: dict[str, Any]) -> str:
-    """One line a specialisation."""
-    kernels = [
-        f"  {json.dumps(name)}: {{\n"
-        + ",\n".join(f"   {json.dumps(text)}: {json.dumps(needs)}" for text, needs in found.items())
-        + "\n  }"
-        for name, found in budget["kernels"].items()
-    ]
-    note = "registers a thread, bytes of shared memory a program, spilled bytes; by tests/triton_aot.py --write"
-    return (
-        f'{{\n "": {json.dumps(note)},\n "triton": {json.dumps(budget["triton"])},\n "kernels": {{\n'
-        + ",\n".join(kernels)
-        + "\n }\n}\n"
-    )
-
-
-def complaints(needs: dict[Any, Need | str], budget: dict[str, Any] | None) -> Iterator[str]:
-    """What is wrong; without a budget only what is wrong in any case."""
-    import triton
-
-    same_compiler = budget is not None and budget["triton"] == triton.__version__
-    for (name, text, target), need in needs.items():
-        where = f"{name} [{text}] sm_{target}"
-        if isinstance(need, str):
-            yield f"{where} does not compile: {need}"
-            continue
-        if need.spills:
-            yield f"{where} spills {need.spills} bytes"
-        if need.shared > SHARED_LIMIT[target]:
-            yield f"{where} needs {need.shared} bytes of shared memory, there are {SHARED_LIMIT[target]}"
-        if budget is None:
-            continue
-        allowed = budget["kernels"].get(name, {}).get(text, {}).get(f"sm_{target}")
-        if allowed is None:
-            yield f"{where} is not in the budget"
-        elif same_compiler and need.registers > MORE_REGISTERS * allowed[0] + 8:
-            yield f"{where} takes {need.registers} registers, its budget is {allowed[0]}"
-        elif same_compiler and need.shared > MORE_SHARED * allowed[1]:
-            yield f"{where} takes {need.shared} bytes of shared memory, its budget is {allowed[1]}"
-
-
-def stale(chosen: list[Specialisation], budget: dict[str, Any]) -> Iterator[str]:
-    current = {(this.name, str(this)) for this in chosen}
-    for name, found in budget["kernels"].items():
-        for text in found:
-            if (name, text) not in current:
-                yield f"{name} [{text}] is in the budget, but no call asks for it"
 
 
 # --- another batch size -------------------------------------------------------------------------------------------
@@ -394,7 +315,7 @@ which other numbers of warps and pipeline stages are tried, for who wants that.
 - `tests/test_triton.py`: launches of a call, no copies of inputs, no result that was not written, nothing that waits
   for the GPU, so that a CUDA graph can capture it.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
-  against `tests/triton_budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
+  against `tests/budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
   constant and every type occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
   The same program makes sure that no kernel is compiled again for another batch size.
 
@@ -407,21 +328,9 @@ the most shared memory of a program. This is what the compiler says, nothing of 
 """
 
 
-def document(budget: dict[str, Any]) -> str:
-    lines = [
-        "| kernel | compiled | " + " | ".join(f"sm_{target}" for target in TARGETS) + " | spills |",
-        "| --- | ---: |" + " ---: |" * len(TARGETS) + " ---: |",
-    ]
-    for name, found in budget["kernels"].items():
-        cells = []
-        for target in TARGETS:
-            needs = [needs[f"sm_{target}"] for needs in found.values()]
-            registers = f"{min(n[0] for n in needs)}–{max(n[0] for n in needs)}"
-            cells.append(f"{registers}, {max(n[1] for n in needs) / 1024:.1f} KiB")
-        spills = sum(need[2] for needs in found.values() for need in needs.values())
-        lines.append(f"| `{name}` | {len(found)} | {' | '.join(cells)} | {spills} |")
-    total = sum(map(len, budget["kernels"].values()))
-    return PROSE.format(version=budget["triton"], total=total, table="\n".join(lines))
+def document(part: budget.Part) -> str:
+    total = sum(map(len, part["kernels"].values()))
+    return PROSE.format(version=part["version"], total=total, table=budget.table(part))
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -442,11 +351,13 @@ def main() -> int:
 
 
 def check(options: argparse.Namespace) -> Iterator[str]:
+    import triton
+
     start = time.perf_counter()
     every = every_specialisation(options.quick)
-    budget = None if options.all or options.write else written_budget()
+    written = budget.read("triton")
     if options.quick:
-        chosen = [this for this in every if str(this) in written_budget()["kernels"].get(this.name, (str(this),))]
+        chosen = [this for this in every if str(this) in written["kernels"].get(this.name, (str(this),))]
     else:
         chosen = every if options.all else covering(every)
     targets = (90,) if options.quick else TARGETS
@@ -454,13 +365,12 @@ def check(options: argparse.Namespace) -> Iterator[str]:
     took = time.perf_counter() - start
     print(f"{len(chosen)} of {len(every)} specialisations for {len(targets)} targets, {took:.0f} s", file=sys.stderr)
 
-    yield from complaints(needs, budget)
-    if budget is not None and not options.quick:
-        yield from stale(chosen, budget)
+    against = None if options.all or options.write else written
+    yield from budget.complaints(needs, against, triton.__version__)
+    if against is not None and not options.quick:
+        yield from budget.stale(needs, against)
     if options.write:
-        budget = budget_of({key: need for key, need in needs.items() if isinstance(need, Need)})
-        BUDGET.write_text(as_json(budget))
-        DOCUMENT.write_text(document(json.loads(as_json(budget))))
+        DOCUMENT.write_text(document(budget.write("triton", triton.__version__, needs)))
 
 
 if __name__ == "__main__":

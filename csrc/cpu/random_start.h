@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "support/clip.h"
-#include "cpu/normal.h"
+#include "support/normal.h"
 #include "cpu/strided.h"
 #include "support/lanes.h"
-#include "support/philox.h"
+#include "support/start_math.h"
 #include "support/platform.h"
 
 namespace fairkernels {
@@ -34,7 +34,7 @@ template <typename Real>
 FK_INLINE void centre_body(const float* uniforms, const Real* eps, int64_t n, Real* offsets) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    offsets[i] = eps[i] * static_cast<Real>(2 * uniforms[i] - 1);  // exact in brackets
+    offsets[i] = centred(uniforms[i], eps[i]);
   }
 }
 
@@ -141,12 +141,6 @@ void normal_run(uint64_t seed, int64_t first, int64_t n, Real* numbers) {
   }
 }
 
-// eps u^(1/d): uniform in the volume of the d-dimensional ball.
-inline double random_radius(uint64_t seed, int64_t sample, double eps, int64_t dimensions) {
-  const double u = uniform(philox(static_cast<uint64_t>(sample), 1, seed).word[0]);
-  return eps * std::pow(u, 1.0 / static_cast<double>(dimensions));
-}
-
 // A random direction of length `radius`; a direction of no length stays where it is.
 template <typename Real>
 void scale_direction(std::vector<Real>& direction, double radius) {
@@ -154,7 +148,7 @@ void scale_direction(std::vector<Real>& direction, double radius) {
   for (Real number : direction) {
     squared += static_cast<double>(number) * number;
   }
-  const Real factor = static_cast<Real>(squared > 0 ? radius / std::sqrt(squared) : 0);
+  const Real factor = static_cast<Real>(per_length(squared, radius));
   for (Real& number : direction) {
     number *= factor;
   }

@@ -135,4 +135,39 @@ FK_HOST_DEVICE inline int64_t vectors_of(const ImageShape& shape) {
   return rows * shape.vectors_per_row;
 }
 
+// --- who works on what
+
+constexpr int kImageThreads = 256;   // a vector each
+constexpr int kSampleThreads = 512;  // of a block that works on one sample, or on a part of it
+constexpr int64_t kAlone = 16;       // most vectors of a thread of a block that has a sample for itself
+constexpr int64_t kShared = 4;       // vectors of a thread of one that shares it
+constexpr int64_t kMostParts = 64;
+
+inline int64_t image_blocks(const ImageShape& shape) {
+  return (vectors_of(shape) + kImageThreads - 1) / kImageThreads;
+}
+
+// Blocks that share a sample.
+inline int64_t sample_parts(const ImageShape& shape) {
+  const int64_t vectors = vectors_of(shape);
+  if (vectors <= kSampleThreads * kAlone) {
+    return 1;
+  }
+  const int64_t parts = (vectors + kSampleThreads * kShared - 1) / (kSampleThreads * kShared);
+  return parts < kMostParts ? parts : kMostParts;
+}
+
+// The vectors [begin, end) of a sample that this block works on.
+struct SamplePart {
+  int64_t sample;
+  int64_t begin;
+  int64_t end;
+};
+
+FK_DEVICE SamplePart sample_part(const ImageShape& shape, int64_t parts) {
+  const int64_t vectors = vectors_of(shape);
+  const int64_t part = device::block() % parts;
+  return {device::block() / parts, vectors * part / parts, vectors * (part + 1) / parts};
+}
+
 }  // namespace fairkernels

@@ -1,7 +1,7 @@
 #include "cuda/pgd_step.cuh"
 
 extern "C" int64_t fk_pgd_step_l2_parts(const fairkernels::ImageShape* shape) {
-  return fairkernels::l2_parts(*shape);
+  return fairkernels::sample_parts(*shape);
 }
 
 extern "C" int fk_pgd_step_linf(const fairkernels::PgdStepTask* task, void* stream) {

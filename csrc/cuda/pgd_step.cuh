@@ -12,25 +12,10 @@
 
 namespace fairkernels {
 
-constexpr int kLinfThreads = 256;
-constexpr int kL2Threads = 512;
-constexpr int64_t kL2Alone = 16;   // vectors of a thread of a block that has a sample for itself
-constexpr int64_t kL2Shared = 4;   // of one that shares it
-constexpr int64_t kMostParts = 64;
-
-inline int64_t l2_parts(const ImageShape& shape) {
-  const int64_t vectors = vectors_of(shape);
-  if (vectors <= kL2Threads * kL2Alone) {
-    return 1;
-  }
-  const int64_t parts = (vectors + kL2Threads * kL2Shared - 1) / (kL2Threads * kL2Shared);
-  return parts < kMostParts ? parts : kMostParts;
-}
-
 template <typename T>
-FK_KERNEL(kLinfThreads) pgd_step_linf(FK_CONSTANT(PgdStepTask) task) {
+FK_KERNEL(kImageThreads) pgd_step_linf(FK_CONSTANT(PgdStepTask) task) {
   using Real = Accumulator<T>;
-  const int64_t vector = device::block() * kLinfThreads + device::thread();
+  const int64_t vector = device::block() * kImageThreads + device::thread();
   if (vector >= vectors_of(task.shape)) {
     return;
   }
@@ -56,25 +41,12 @@ FK_KERNEL(kLinfThreads) pgd_step_linf(FK_CONSTANT(PgdStepTask) task) {
   store_vector(task.shape, task.out, place.offset[3], place.count, out);
 }
 
-// The vectors [begin, end) of a sample that a block works on.
-struct L2Part {
-  int64_t sample;
-  int64_t begin;
-  int64_t end;
-};
-
-FK_DEVICE L2Part l2_part(const PgdStepTask& task, int64_t parts) {
-  const int64_t vectors = vectors_of(task.shape);
-  const int64_t part = device::block() % parts;
-  return {device::block() / parts, vectors * part / parts, vectors * (part + 1) / parts};
-}
-
 // What this thread adds to the sums over a part.
 template <typename T>
-FK_DEVICE L2Sums l2_thread_sums(const PgdStepTask& task, L2Part part) {
+FK_DEVICE L2Sums l2_thread_sums(const PgdStepTask& task, SamplePart part) {
   using Real = Accumulator<T>;
   L2Sums sums{0, 0, 0};
-  for (int64_t vector = part.begin + device::thread(); vector < part.end; vector += kL2Threads) {
+  for (int64_t vector = part.begin + device::thread(); vector < part.end; vector += kSampleThreads) {
     const auto place = vector_place<T>(task.shape, part.sample, vector, task.x_adv, task.grad, task.x, task.mask);
     const ImageVector<T> x_adv = load_vector<T>(task.shape, task.x_adv, place.offset[0], place.count, true);
     const ImageVector<T> grad = load_vector<T>(task.shape, task.grad, place.offset[1], place.count, true);
@@ -96,13 +68,13 @@ FK_DEVICE L2Sums l2_thread_sums(const PgdStepTask& task, L2Part part) {
 }
 
 template <typename T>
-FK_DEVICE void l2_move(const PgdStepTask& task, L2Part part, L2Sums sums) {
+FK_DEVICE void l2_move(const PgdStepTask& task, SamplePart part, L2Sums sums) {
   using Real = Accumulator<T>;
   const double alpha = task.direction * sample_parameter(task.alpha, part.sample);
   const L2Step factors = l2_step_of(sums, alpha, sample_parameter(task.eps, part.sample));
   const Real step = static_cast<Real>(factors.step);
   const Real shrink = static_cast<Real>(factors.shrink);
-  for (int64_t vector = part.begin + device::thread(); vector < part.end; vector += kL2Threads) {
+  for (int64_t vector = part.begin + device::thread(); vector < part.end; vector += kSampleThreads) {
     const auto place = vector_place<T>(task.shape, part.sample, vector, task.x_adv, task.grad, task.x, task.out,
                                        task.low, task.high, task.mask);
     const ImageVector<T> x_adv = load_vector<T>(task.shape, task.x_adv, place.offset[0], place.count, false);
@@ -131,14 +103,14 @@ FK_DEVICE L2Sums l2_block_sums(L2Sums sums) {
 
 // A block has a sample for itself. The result may lie where x_adv does: nothing is written before all is added.
 template <typename T>
-FK_KERNEL(kL2Threads) pgd_step_l2(FK_CONSTANT(PgdStepTask) task) {
-  const L2Part whole = l2_part(task, 1);
+FK_KERNEL(kSampleThreads) pgd_step_l2(FK_CONSTANT(PgdStepTask) task) {
+  const SamplePart whole = sample_part(task.shape, 1);
   l2_move<T>(task, whole, l2_block_sums(l2_thread_sums<T>(task, whole)));
 }
 
 template <typename T>
-FK_KERNEL(kL2Threads) pgd_step_l2_sums(FK_CONSTANT(PgdStepTask) task, int64_t parts) {
-  const L2Sums sums = l2_block_sums(l2_thread_sums<T>(task, l2_part(task, parts)));
+FK_KERNEL(kSampleThreads) pgd_step_l2_sums(FK_CONSTANT(PgdStepTask) task, int64_t parts) {
+  const L2Sums sums = l2_block_sums(l2_thread_sums<T>(task, sample_part(task.shape, parts)));
   if (device::thread() == 0) {
     double* out = task.sums + 3 * device::block();
     out[0] = sums.grad_grad;
@@ -148,8 +120,8 @@ FK_KERNEL(kL2Threads) pgd_step_l2_sums(FK_CONSTANT(PgdStepTask) task, int64_t pa
 }
 
 template <typename T>
-FK_KERNEL(kL2Threads) pgd_step_l2_move(FK_CONSTANT(PgdStepTask) task, int64_t parts) {
-  const L2Part part = l2_part(task, parts);
+FK_KERNEL(kSampleThreads) pgd_step_l2_move(FK_CONSTANT(PgdStepTask) task, int64_t parts) {
+  const SamplePart part = sample_part(task.shape, parts);
   L2Sums sums{0, 0, 0};
   for (const double* of = task.sums + 3 * part.sample * parts; of < task.sums + 3 * (part.sample + 1) * parts; of += 3) {
     sums.grad_grad += of[0];
@@ -161,14 +133,13 @@ FK_KERNEL(kL2Threads) pgd_step_l2_move(FK_CONSTANT(PgdStepTask) task, int64_t pa
 
 template <typename T>
 int launch_pgd_step_linf(const PgdStepTask& task, void* stream) {
-  const int64_t blocks = (vectors_of(task.shape) + kLinfThreads - 1) / kLinfThreads;
-  return device::launch(pgd_step_linf<T>, {blocks, kLinfThreads}, stream, task);
+  return device::launch(pgd_step_linf<T>, {image_blocks(task.shape), kImageThreads}, stream, task);
 }
 
 template <typename T>
 int launch_pgd_step_l2(const PgdStepTask& task, void* stream) {
-  const int64_t parts = l2_parts(task.shape);
-  const device::Grid grid{task.samples * parts, kL2Threads};
+  const int64_t parts = sample_parts(task.shape);
+  const device::Grid grid{task.samples * parts, kSampleThreads};
   if (parts == 1) {
     return device::launch(pgd_step_l2<T>, grid, stream, task);
   }
