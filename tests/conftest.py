@@ -57,13 +57,14 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """Interpreted, tests take long. ``make test`` runs values and gradients of every sample in float32, of the others
-    some, always the same ones; ``make test-all`` runs all."""
-    if "triton" not in BACKENDS:
+    """GPU kernels take long on the CPU. ``make test`` runs values and gradients of every sample in float32, of the
+    others some, always the same ones; ``make test-all`` runs all."""
+    emulated = "triton" if "triton" in BACKENDS else "native" if "FAIRKERNELS_FIBERS" in os.environ else None
+    if emulated is None:
         return
     for item in items:
         name = item.nodeid.rpartition("/")[2]
         of_every_sample = "no_less_accurate" in name and "float32" in name
         others = 12 if name.startswith("test_triton") else 36  # one in so many
-        if "triton" in name and not of_every_sample and zlib.crc32(name.encode()) % others:
+        if emulated in name and not of_every_sample and zlib.crc32(name.encode()) % others:
             item.add_marker(pytest.mark.slow)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fairkernels
 import fairkernels.functional as FK
-from fairkernels.ops import dispatch, triton_kernels
+from fairkernels.ops import dispatch, library, triton_kernels
 from fairkernels.ops.schema import OPERATORS
 
 needs_native = pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
@@ -213,3 +213,37 @@ def test_without_triton_there_is_a_reason_and_all_else_runs(tmp_path):
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = run_python(code, PYTHONPATH=path, TRITON_INTERPRET="")
     assert "triton is not installed" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "covered"),
+    [((8, 0), True), ((8, 9), True), ((7, 5), False), ((9, 0), True), ((10, 3), True), ((12, 0), True)],
+)
+def test_which_gpus_a_build_covers(device, covered):
+    assert library.covers(["80", "90", "100"], *device) == covered
+
+
+@pytest.mark.parametrize(
+    ("build", "driver", "capability", "reason"),
+    [
+        ({}, 13000, (9, 0), "this build has no CUDA kernels"),
+        ({"cuda_archs": None}, 13000, (9, 0), "this build has no CUDA kernels"),
+        ({"cuda_archs": ["90"], "cuda_version": "13.0"}, 12080, (9, 0), "the driver is of CUDA 12.8"),
+        ({"cuda_archs": ["90"], "cuda_version": "13.0"}, 13000, (8, 0), "not for sm_80"),
+        ({"cuda_archs": ["90"], "cuda_version": "13.0"}, 13010, (9, 0), None),
+    ],
+)
+def test_cuda_kernels_that_can_not_run_say_why(build, driver, capability, reason, monkeypatch):
+    monkeypatch.setattr(library, "build_info", lambda: build)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = library.cuda_missing.__wrapped__("pgd_step")
+    assert found is None if reason is None else reason in found
+
+
+def test_an_operator_without_cuda_kernels_says_so(monkeypatch):
+    monkeypatch.setattr(library, "build_info", lambda: {"cuda_archs": ["90"], "cuda_version": "13.0"})
+    assert "no CUDA kernel of trades_kl yet" in library.cuda_missing.__wrapped__("trades_kl")

@@ -75,8 +75,10 @@ def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -
         return f"there is no {backend} kernel of {operator.name} yet"
     if backend == "native" and library.MISSING:
         return library.MISSING
-    if backend == "native" and device != "cpu":
-        return f"there are no native kernels for {device} tensors in this build"
+    if backend == "native" and device == "cuda" and (reason := library.cuda_missing(operator.name)):
+        return reason
+    if backend == "native" and device not in ("cpu", "cuda"):
+        return f"there are no native kernels for {device} tensors"
     if backend == "triton" and (reason := triton_kernels.missing(device)):
         return reason
     if dtype not in operator.dtypes:

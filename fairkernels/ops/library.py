@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,32 @@ def build_info() -> dict[str, Any]:
 
 MISSING: str | None = load()
 """Why there are no native kernels, or None."""
+
+
+@cache
+def cuda_missing(operator: str) -> str | None:
+    """Why the kernels of an operator can not run on the GPUs of this machine, or None."""
+    build = build_info()
+    archs = build.get("cuda_archs")
+    if not archs:
+        return "this build has no CUDA kernels"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fairkernels::_{operator}_native", "CUDA"):
+        return f"there is no CUDA kernel of {operator} yet"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    driver = torch._C._cuda_getDriverVersion()
+    if driver // 1000 < int(build["cuda_version"].partition(".")[0]):
+        version = f"{driver // 1000}.{driver % 1000 // 10}"
+        return f"the driver is of CUDA {version}, the kernels were built with CUDA {build['cuda_version']}"
+    devices = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    strangers = [f"sm_{major}{minor}" for major, minor in sorted(devices) if not covers(archs, major, minor)]
+    if strangers:
+        return f"the kernels were built for sm_{', sm_'.join(archs)}, not for {', '.join(strangers)}"
+    return None
+
+
+def covers(archs: list[str], major: int, minor: int) -> bool:
+    """Whether a GPU runs code for one of these compute capabilities: of its generation, or older than it, the last one
+    being kept in a form that newer GPUs translate."""
+    built = [divmod(int(arch.rstrip("af")), 10) for arch in archs]
+    return any(m == major and n <= minor for m, n in built) or built[-1] <= (major, minor)

@@ -49,17 +49,20 @@ def build() -> Path:
     return BUILD / "lib"
 
 
-def start(package: Path, seed: int, first: int, calls: int) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(package),
+def environment() -> dict[str, str]:
+    """What a process needs in which instrumented code runs."""
+    return {
         "LD_PRELOAD": " ".join(str(location(library)) for library in LIBRARIES),
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
+
+
+def start(package: Path, seed: int, first: int, calls: int) -> subprocess.Popen[str]:
     script = [sys.executable, str(ROOT / "tests/fuzz/fuzz.py")]
     options = ["--seed", str(seed), "--first", str(first), "--calls", str(calls)]
-    return subprocess.Popen([*script, *options], env=environment, stdout=subprocess.PIPE, text=True)
+    steered = {**os.environ, "PYTHONPATH": str(package), **environment()}
+    return subprocess.Popen([*script, *options], env=steered, stdout=subprocess.PIPE, text=True)
 
 
 def follow(process: subprocess.Popen[str], calls: int) -> list[str]:
