@@ -10,7 +10,7 @@
 
 namespace fairkernels {
 
-constexpr int kGradientThreads = 256;
+constexpr int kGradientThreads = kRowThreads;
 constexpr int64_t kSamplesOfPart = 4096;  // whose labels a block reads for a mean
 constexpr int64_t kMostSampleParts = 256;
 
@@ -98,11 +98,7 @@ struct ProblemSlopes {
       }
       entropy = static_cast<Real>(task.ce_weight / divisor);
       if (task.label_smoothing != 0) {
-        double sum = 0;
-        for (int64_t label = device::thread(); label < task.classes; label += device::threads()) {
-          sum += class_weight_of(task, samples, label);
-        }
-        all_weights = static_cast<Real>(block_sum(sum));
+        all_weights = sum_of_class_weights(task, samples);
       }
     }
   }
@@ -116,17 +112,7 @@ struct RateSlopes {
   const T* grad = nullptr;      // of the confusion matrix: this row of it
   const Real* table = nullptr;  // else this row of the coefficients
   int64_t stride = 1;
-  const ClassSet* set = nullptr;  // columns are those of its classes
-
-  FK_DEVICE Real operator()(int64_t column) const {
-    if (grad != nullptr) {
-      return widen(grad[column * stride]);
-    }
-    if (set != nullptr) {
-      return set->has(column) ? table[set->rank(column)] : Real(0);
-    }
-    return table[column];
-  }
+  ClassSet set;  // where there is one, columns are those of its classes
 };
 
 // What the gradient of one row is made of: p (rates (g - <g, p>) + common) + towards (p - e_y) - by_class w.
@@ -134,7 +120,7 @@ template <typename T>
 struct SampleSlopes {
   using Real = Accumulator<T>;
 
-  int64_t label;
+  int label;
   bool by_rates;  // whether there are any
   RateSlopes<T> slope;
   Real rates;
@@ -145,7 +131,7 @@ struct SampleSlopes {
 
 template <typename T>
 FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>& samples, const ProblemSlopes<T>& problem,
-                                    const ClassSet* set, int64_t b, int64_t label) {
+                                    const ClassSet& set, int64_t b, int label) {
   using Real = Accumulator<T>;
   SampleSlopes<T> slopes{label, false, {}, 0, 0, 0, 0};
   const Real weight = weight_of(task, samples, b);
@@ -163,8 +149,8 @@ FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>
     const Real unit = weight * widen(*problem.grad);
     if (task.sym_weight != 0 && task.wants_symmetry) {
       slopes.by_rates = true;
-      slopes.slope.table = problem.table + (set != nullptr ? set->rank(label) : label) * problem.width;
-      slopes.slope.set = task.ignores_absent ? set : nullptr;
+      slopes.slope.table = problem.table + (set ? set.rank(label) : label) * problem.width;
+      slopes.slope.set = task.ignores_absent ? set : ClassSet();
       slopes.rates = unit;
     }
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
@@ -202,21 +188,33 @@ struct HeldRow {
 };
 
 template <typename Layout, typename T>
-FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes, int64_t first,
+FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes, int first,
                          HeldRow<Layout>& held) {
   load_logits<Layout>(task, row, first, held.z);
 #pragma unroll
   for (int e = 0; e < Layout::kHeld; ++e) {
     held.slope[e] = 0;
   }
-  if (slopes.by_rates) {
-    for_columns<Layout>(first, task.classes, [&](int e, int64_t column) { held.slope[e] = slopes.slope(column); });
+  if (!slopes.by_rates) {
+    return;
+  }
+  const RateSlopes<T>& slope = slopes.slope;
+  if (slope.grad != nullptr) {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = widen(slope.grad[column * slope.stride]); });
+  } else if (!slope.set) {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = slope.table[column]; });
+  } else {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+      if (slope.set.has(column)) {
+        held.slope[e] = slope.table[slope.set.rank(column)];
+      }
+    });
   }
 }
 
 template <typename Layout>
 FK_DEVICE typename Layout::Real slope_where(const HeldRow<Layout>& held, typename Layout::Real top) {
-  typename Layout::Real slope = -std::numeric_limits<typename Layout::Real>::infinity();
+  typename Layout::Real slope = -kInfinity<typename Layout::Real>;
 #pragma unroll
   for (int e = 0; e < Layout::kHeld; ++e) {
     slope = held.z[e] == top && held.slope[e] > slope ? held.slope[e] : slope;
@@ -226,9 +224,9 @@ FK_DEVICE typename Layout::Real slope_where(const HeldRow<Layout>& held, typenam
 
 // Of exponentials: adds what this thread holds to the sums that need the slope at the top.
 template <typename Layout>
-FK_DEVICE void add_held(const HeldRow<Layout>& held, int64_t first, int64_t classes, int64_t label,
+FK_DEVICE void add_held(const HeldRow<Layout>& held, int first, int classes, int label,
                         GradientSums<typename Layout::Real>& sums) {
-  for_columns<Layout>(first, classes, [&](int e, int64_t column) {
+  for_columns<Layout>(first, classes, [&](int e, int column) {
     sums.mean += held.z[e] * (held.slope[e] - sums.slope_at_top);
     sums.others += column == label ? 0 : held.z[e];
   });
@@ -242,7 +240,7 @@ FK_DEVICE void finish(GradientSums<typename Layout::Real>& sums) {
 
 // Of a row that is held whole; its logits become exponentials.
 template <typename Layout>
-FK_DEVICE GradientSums<typename Layout::Real> sums_of_held(const ClassTask& task, int64_t label, HeldRow<Layout>& held) {
+FK_DEVICE GradientSums<typename Layout::Real> sums_of_held(const ClassTask& task, int label, HeldRow<Layout>& held) {
   using Members = typename Layout::Members;
   GradientSums<typename Layout::Real> sums{};
   const auto top = Members::max(largest_held(held.z));
@@ -260,12 +258,11 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
                                                              HeldRow<Layout>& held) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
-  constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
   GradientSums<Real> sums{};
-  Real top = kLowest;
+  Real top = -kInfinity<Real>;
   Real total = 0;
-  Real slope = kLowest;
-  for (int64_t first = 0; first < task.classes; first += Layout::kColumns) {
+  Real slope = -kInfinity<Real>;
+  for (int first = 0; first < task.classes; first += Layout::kColumns) {
     load_held(task, row, slopes, first, held);
     const Real here = largest_held(held.z);
     const Real raised = here > top ? here : top;
@@ -275,10 +272,10 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
     top = raised;
   }
   const Real highest = Members::max(top);
-  sums.slope_at_top = Members::max(top == highest ? slope : kLowest);
+  sums.slope_at_top = Members::max(top == highest ? slope : -kInfinity<Real>);
   sums.top = finite_top(highest);
   sums.total = Members::sum(total * std::exp(finite_top(top) - sums.top));
-  for (int64_t first = 0; first < task.classes; first += Layout::kColumns) {
+  for (int first = 0; first < task.classes; first += Layout::kColumns) {
     load_held(task, row, slopes, first, held);
     to_exps(sums.top, held.z);
     add_held(held, first, task.classes, slopes.label, sums);
@@ -289,25 +286,33 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
 
 // Exponentials become the gradient.
 template <typename Layout, typename T>
-FK_DEVICE void to_gradient(const ClassTask& task, const ClassSamples<T>& samples, const SampleSlopes<T>& slopes,
-                           const GradientSums<typename Layout::Real>& sums, int64_t first, HeldRow<Layout>& held) {
+FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<typename Layout::Real>& weights,
+                           const SampleSlopes<T>& slopes, const GradientSums<typename Layout::Real>& sums, int first, HeldRow<Layout>& held) {
   using Real = typename Layout::Real;
   const Real inverse = 1 / sums.total;
-  for_columns<Layout>(first, task.classes, [&](int e, int64_t column) {
+  for_columns<Layout>(first, task.classes, [&](int e, int column) {
     const Real rate = held.z[e] * inverse;
     const Real relative = (held.slope[e] - sums.slope_at_top) - sums.mean;
     Real gradient = slopes.by_rates ? rate * (slopes.rates * relative + slopes.common) : rate * slopes.common;
     gradient += slopes.towards * (column == slopes.label ? -(sums.others * inverse) : rate);
     if (slopes.by_class != 0) {
-      gradient -= slopes.by_class * class_weight_of(task, samples, column);
+      gradient -= slopes.by_class * weights[column];
     }
     held.z[e] = gradient;
   });
 }
 
+// Class weights in shared memory: all, or those of a piece.
+template <typename Layout>
+FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
+  const int columns = task.classes < Layout::kColumns ? task.classes : Layout::kColumns;
+  return stages_weights(task) ? columns : 0;
+}
+
 template <typename Layout, bool kPieces>
 FK_KERNEL(kGradientThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   using T = typename Layout::Type;
+  using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   const int64_t problem = device::block() / shape.blocks;
   const int64_t begin = (device::block() - problem * shape.blocks) * shape.rows;
@@ -315,17 +320,20 @@ FK_KERNEL(kGradientThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gradient
   const ClassSamples<T> samples(task, problem);
   const ProblemSlopes<T> common(task, samples, problem, shape.parts);
   const bool compact = task.wants_symmetry && task.sym_weight != 0 && task.samples < task.classes;
-  const ClassSet set = compact ? ClassSet(task, samples, device::shared_memory<unsigned>()) : ClassSet();
+  Real* staged = device::shared_memory<Real>();
+  const ClassSet set =
+      compact ? ClassSet(task, samples, reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task))) : ClassSet();
+  const StagedWeights<Real> all = kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, staged);
   T* out = static_cast<T*>(task.gradient) + problem * task.samples * task.classes;
 
   for (int64_t turn = begin; turn < end; turn += Members::count()) {
     const int64_t b = turn + Members::number() < end ? turn + Members::number() : begin;
     const bool inside = turn + Members::number() < end;
-    const int64_t label = class_of(task, samples, b);
+    const int label = class_of(task, samples, b);
     const bool counts = label != task.classes;
     const T* row = samples.logits + b * task.logits.row_stride;
     const SampleSlopes<T> slopes =
-        counts ? slopes_of(task, samples, common, compact ? &set : nullptr, b, label) : SampleSlopes<T>{};
+        counts ? slopes_of(task, samples, common, set, b, label) : SampleSlopes<T>{};
     HeldRow<Layout> held{};
     if constexpr (!kPieces) {
       if (counts) {
@@ -333,7 +341,7 @@ FK_KERNEL(kGradientThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gradient
       }
       const auto sums = sums_of_held(task, label, held);
       if (counts) {
-        to_gradient(task, samples, slopes, sums, 0, held);
+        to_gradient(task, all, slopes, sums, 0, held);
       } else {
         held = {};
       }
@@ -342,12 +350,12 @@ FK_KERNEL(kGradientThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gradient
       }
     } else {
       const auto sums = counts ? sums_of_pieces(task, row, slopes, held) : GradientSums<typename Layout::Real>{};
-      for (int64_t first = 0; first < task.classes; first += Layout::kColumns) {
+      for (int first = 0; first < task.classes; first += Layout::kColumns) {
         held = {};
         if (counts) {
           load_held(task, row, slopes, first, held);
           to_exps(sums.top, held.z);
-          to_gradient(task, samples, slopes, sums, first, held);
+          to_gradient(task, stage_weights(task, samples, first, Layout::kColumns, staged), slopes, sums, first, held);
         }
         store_row<Layout>(held.z, first, task.classes, out + b * task.classes);
       }
@@ -362,7 +370,7 @@ int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const int64_t turns = compact || divides_by_samples(task) ? 4 : 1;
   const int64_t rows = teams * turns;
   const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task)};
-  const size_t bytes = compact ? class_set_bytes(task.classes) : 0;
+  const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + (compact ? class_set_bytes(task.classes) : 0);
   return device::launch(class_gradient<Layout, kPieces>, {task.problems * shape.blocks, kGradientThreads, bytes}, stream, task,
                         shape);
 }
@@ -376,16 +384,16 @@ int launch_class_gradient(const ClassTask& task, void* stream) {
       return error;
     }
   }
-  if (task.classes <= RowLayout<T, 8, 8>::kColumns) {
-    return launch_class_gradient_with<RowLayout<T, 8, 8>, false>(task, stream);
+  if (task.classes <= ShortRow<T>::kColumns) {
+    return launch_class_gradient_with<ShortRow<T>, false>(task, stream);
   }
-  if (task.classes <= RowLayout<T, 32, 16>::kColumns) {
-    return launch_class_gradient_with<RowLayout<T, 32, 16>, false>(task, stream);
+  if (task.classes <= WarpRow<T>::kColumns) {
+    return launch_class_gradient_with<WarpRow<T>, false>(task, stream);
   }
-  if (task.classes <= RowLayout<T, 256, 16>::kColumns) {
-    return launch_class_gradient_with<RowLayout<T, 256, 16>, false>(task, stream);
+  if (task.classes <= LongRow<T>::kColumns) {
+    return launch_class_gradient_with<LongRow<T>, false>(task, stream);
   }
-  return launch_class_gradient_with<RowLayout<T, 256, 16>, true>(task, stream);
+  return launch_class_gradient_with<LongRow<T>, true>(task, stream);
 }
 
 }  // namespace fairkernels

@@ -33,17 +33,17 @@ template <typename Real>
 struct PairProblem {
   Real* rates;
   const Real* counts;
-  const ClassSet* set;  // columns are classes and rows those of the set; else columns are like rows
+  ClassSet set;  // where there is one, columns are classes and rows those of the set; else columns are like rows
   int64_t used;         // rows that have a class, where there is a set
   Real eps;
   Real factor;
 
   // Where the rate of row i towards the class of row j lies; null if there is none.
   FK_DEVICE Real* at(const SumShape& shape, int64_t i, int64_t j) const {
-    if (set == nullptr) {
+    if (!set) {
       return i < shape.rows && j < shape.rows ? rates + i * shape.width + j : nullptr;
     }
-    return i < used && j < used ? rates + i * shape.width + set->select(j) : nullptr;
+    return i < used && j < used ? rates + i * shape.width + set.select(static_cast<int>(j)) : nullptr;
   }
 };
 
@@ -109,10 +109,10 @@ template <typename Real>
 FK_DEVICE double charge_absent(const ClassTask& task, const SumShape& shape, const PairProblem<Real>& problem, int64_t row) {
   double penalties = 0;
   Real* rates = problem.rates + row * shape.width;
-  for (int64_t column = device::thread(); column < task.classes; column += kPairThreads) {
+  for (int column = device::thread(); column < task.classes; column += kPairThreads) {
     if (row >= problem.used) {
       rates[column] = 0;
-    } else if (!problem.set->has(column)) {
+    } else if (!problem.set.has(column)) {
       const PairPenalty<Real> pair = pair_penalty(rates[column], Real(0), problem.eps);
       penalties += pair.value;
       rates[column] = divided(problem.factor * pair.by_forward, problem.counts[row]);
@@ -148,7 +148,7 @@ FK_KERNEL(kPairThreads) class_pairs(FK_CONSTANT(ClassTask) task, SumShape shape)
   PairProblem<Real> problem{};
   problem.rates = static_cast<Real*>(task.coefficients) + number * shape.rows * shape.width;
   problem.counts = workspace.counts + number * shape.rows;
-  problem.set = by_class ? &set : nullptr;
+  problem.set = set;
   problem.used = by_class ? set.size() : shape.rows;
   problem.eps = least_eps<Real>(task.eps);
   problem.factor = static_cast<Real>(task.sym_weight * scale_of_pairs(task, active_classes(task, shape, problem.counts)));

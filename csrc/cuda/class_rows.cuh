@@ -12,7 +12,12 @@
 
 namespace fairkernels {
 
-// 1 / n, and 0 for no samples; NaN stays NaN.
+template <typename Real>
+constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+template <typename Real>
+constexpr Real kNan = std::numeric_limits<Real>::quiet_NaN();
+
+// The quotient, and 0 for no samples; NaN stays NaN.
 template <typename Real>
 FK_DEVICE Real divided(Real numerator, Real n) {
   return n == 0 ? Real(0) : numerator / n;
@@ -57,10 +62,10 @@ struct ClassSamples {
 
 // K for a sample that is ignored, 0 for a label that is no class: its weight says so.
 template <typename T>
-FK_DEVICE int64_t class_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t b) {
+FK_DEVICE int class_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t b) {
   const int64_t label = samples.labels[b * task.labels.stride];
   const bool known = label >= 0 && label < task.classes;
-  return label == task.ignore_index ? task.classes : (known ? label : 0);
+  return label == task.ignore_index ? task.classes : (known ? static_cast<int>(label) : 0);
 }
 
 // The weight of a sample that is not ignored; NaN if its label is no class, so that no result of its is a number.
@@ -69,7 +74,7 @@ FK_DEVICE Accumulator<T> weight_of(const ClassTask& task, const ClassSamples<T>&
   using Real = Accumulator<T>;
   const int64_t label = samples.labels[b * task.labels.stride];
   if (label < 0 || label >= task.classes) {
-    return std::numeric_limits<Real>::quiet_NaN();
+    return kNan<Real>;
   }
   const ClassOperand& weights = task.sample_weight;
   return weights.data == nullptr ? Real(1)
@@ -77,7 +82,7 @@ FK_DEVICE Accumulator<T> weight_of(const ClassTask& task, const ClassSamples<T>&
 }
 
 template <typename T>
-FK_DEVICE Accumulator<T> class_weight_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t label) {
+FK_DEVICE Accumulator<T> class_weight_of(const ClassTask& task, const ClassSamples<T>& samples, int label) {
   using Real = Accumulator<T>;
   return task.weight.data == nullptr
              ? Real(1)
@@ -129,13 +134,24 @@ struct RowLayout {
   static constexpr bool kBlock = kThreads > device::kWarp;
 };
 
-// Calls visit(e, column) for the columns that a thread holds, where column < classes - first.
+// As much as leaves a kernel of 512 threads the registers it needs. Rows of up to 64 classes (32 in double) are held by 8
+// lanes, of up to 512 (256) by a warp, of up to 4,096 (2,048) by a block; longer ones piece by piece.
+constexpr int kRowThreads = 512;
+
+template <typename T>
+using ShortRow = RowLayout<T, 8, std::is_same_v<T, double> ? 4 : 8>;
+template <typename T>
+using WarpRow = RowLayout<T, device::kWarp, std::is_same_v<T, double> ? 8 : 16>;
+template <typename T>
+using LongRow = RowLayout<T, kRowThreads, std::is_same_v<T, double> ? 4 : 8>;
+
+// Calls visit(e, column) for the columns of a row that a thread holds, its piece beginning at column `first`.
 template <typename Layout, typename Visit>
-FK_DEVICE void for_columns(int64_t first, int64_t classes, const Visit& visit) {
+FK_DEVICE void for_columns(int first, int classes, const Visit& visit) {
   constexpr int kWide = kVector<typename Layout::Type>;
 #pragma unroll
   for (int i = 0; i < Layout::kVectors; ++i) {
-    const int64_t column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
+    const int column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
 #pragma unroll
     for (int e = 0; e < kWide; ++e) {
       if (column + e < classes) {
@@ -153,20 +169,21 @@ FK_DEVICE bool is_wide(const T* row, int64_t stride) {
 
 // The logits of a row from column `first` on, divided by the temperature; -inf beyond the classes.
 template <typename Layout>
-FK_DEVICE void load_logits(const ClassTask& task, const typename Layout::Type* row, int64_t first,
+FK_DEVICE void load_logits(const ClassTask& task, const typename Layout::Type* row, int first,
                            typename Layout::Real (&z)[Layout::kHeld]) {
   using T = typename Layout::Type;
   using Real = typename Layout::Real;
   constexpr int kWide = kVector<T>;
   const int64_t stride = task.logits.stride;
   const bool wide = is_wide(row, stride);
+  const int classes = task.classes;
   const bool heated = task.temperature != 1;
   const Real temperature = static_cast<Real>(task.temperature);
 #pragma unroll
   for (int i = 0; i < Layout::kVectors; ++i) {
-    const int64_t column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
+    const int column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
     T element[kWide];
-    if (wide && column + kWide <= task.classes) {
+    if (wide && column + kWide <= classes) {
       const device::Bytes16 bytes = device::load16(row + column);
       memcpy(element, &bytes, sizeof(element));
 #pragma unroll
@@ -176,8 +193,8 @@ FK_DEVICE void load_logits(const ClassTask& task, const typename Layout::Type* r
     } else {
 #pragma unroll
       for (int e = 0; e < kWide; ++e) {
-        const bool there = column + e < task.classes;
-        z[i * kWide + e] = there ? widen(row[(column + e) * stride]) : -std::numeric_limits<Real>::infinity();
+        const bool there = column + e < classes;
+        z[i * kWide + e] = there ? widen(row[(column + e) * stride]) : -kInfinity<Real>;
       }
     }
     if (heated) {
@@ -190,21 +207,21 @@ FK_DEVICE void load_logits(const ClassTask& task, const typename Layout::Type* r
 }
 
 template <typename T>
-FK_DEVICE Accumulator<T> logit_at(const ClassTask& task, const T* row, int64_t column) {
+FK_DEVICE Accumulator<T> logit_at(const ClassTask& task, const T* row, int column) {
   const Accumulator<T> z = widen(row[column * task.logits.stride]);
   return task.temperature != 1 ? z / static_cast<Accumulator<T>>(task.temperature) : z;
 }
 
 // Writes a row, contiguous, from column `first` on.
 template <typename Layout>
-FK_DEVICE void store_row(const typename Layout::Real (&values)[Layout::kHeld], int64_t first, int64_t classes,
+FK_DEVICE void store_row(const typename Layout::Real (&values)[Layout::kHeld], int first, int classes,
                          typename Layout::Type* row) {
   using T = typename Layout::Type;
   constexpr int kWide = kVector<T>;
   const bool wide = is_wide(row, 1);
 #pragma unroll
   for (int i = 0; i < Layout::kVectors; ++i) {
-    const int64_t column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
+    const int column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
     T element[kWide];
 #pragma unroll
     for (int e = 0; e < kWide; ++e) {
@@ -225,12 +242,52 @@ FK_DEVICE void store_row(const typename Layout::Real (&values)[Layout::kHeld], i
   }
 }
 
+// ---- Class weights, where smoothing needs those of all columns
+
+FK_HOST_DEVICE inline bool stages_weights(const ClassTask& task) {
+  return task.wants_cross_entropy && task.label_smoothing != 0 && task.weight.data != nullptr;
+}
+
+// In shared memory, from column `first` on; null where all are 1.
+template <typename Real>
+struct StagedWeights {
+  const Real* staged;
+  int first;
+
+  FK_DEVICE Real operator[](int column) const { return staged == nullptr ? Real(1) : staged[column - first]; }
+};
+
+// All threads of a block come; `memory` has room for `count`.
+template <typename T>
+FK_DEVICE StagedWeights<Accumulator<T>> stage_weights(const ClassTask& task, const ClassSamples<T>& samples, int first,
+                                                      int count, Accumulator<T>* memory) {
+  if (!stages_weights(task)) {
+    return {nullptr, 0};
+  }
+  device::barrier();  // what was staged before has been read
+  for (int i = device::thread(); i < count && first + i < task.classes; i += device::threads()) {
+    memory[i] = class_weight_of(task, samples, first + i);
+  }
+  device::barrier();
+  return {memory, first};
+}
+
+// The same in all threads of the block.
+template <typename T>
+FK_DEVICE Accumulator<T> sum_of_class_weights(const ClassTask& task, const ClassSamples<T>& samples) {
+  double sum = 0;
+  for (int label = device::thread(); label < task.classes; label += device::threads()) {
+    sum += class_weight_of(task, samples, label);
+  }
+  return static_cast<Accumulator<T>>(block_sum(sum));
+}
+
 // ---- Softmax
 
 // What exponents are shifted by: 0 in a row of -inf, whose exponentials then are zeros, not NaN.
 template <typename Real>
 FK_DEVICE Real finite_top(Real top) {
-  return top == -std::numeric_limits<Real>::infinity() ? Real(0) : top;
+  return top == -kInfinity<Real> ? Real(0) : top;
 }
 
 template <typename Real, int kHeld>

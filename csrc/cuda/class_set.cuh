@@ -18,16 +18,19 @@ class ClassSet {
  public:
   ClassSet() = default;
 
+  // Whether there is one.
+  FK_DEVICE explicit operator bool() const { return words_ != 0; }
+
   // All threads of a block come, once.
   template <typename T>
   FK_DEVICE ClassSet(const ClassTask& task, const ClassSamples<T>& samples, unsigned* memory)
       : words_((task.classes + device::kWarp - 1) / device::kWarp), bits_(memory), before_(memory + words_) {
-    for (int64_t word = device::thread(); word < words_; word += device::threads()) {
+    for (int word = device::thread(); word < words_; word += device::threads()) {
       bits_[word] = 0;
     }
     device::barrier();
     for (int64_t b = device::thread(); b < task.samples; b += device::threads()) {
-      const int64_t label = class_of(task, samples, b);
+      const int label = class_of(task, samples, b);
       if (label < task.classes) {
         device::set_bits(bits_ + label / device::kWarp, 1u << label % device::kWarp);
       }
@@ -39,26 +42,26 @@ class ClassSet {
     device::barrier();
   }
 
-  FK_DEVICE bool has(int64_t label) const { return (bits_[label / device::kWarp] >> label % device::kWarp & 1u) != 0; }
+  FK_DEVICE bool has(int label) const { return (bits_[label / device::kWarp] >> label % device::kWarp & 1u) != 0; }
 
   // How many classes before this one there are.
-  FK_DEVICE int64_t rank(int64_t label) const {
-    const int64_t word = label / device::kWarp;
+  FK_DEVICE int rank(int label) const {
+    const int word = label / device::kWarp;
     return before_[word] + device::bits_set(bits_[word] & ((1u << label % device::kWarp) - 1));
   }
 
-  FK_DEVICE int64_t size() const { return before_[words_ - 1] + device::bits_set(bits_[words_ - 1]); }
+  FK_DEVICE int size() const { return before_[words_ - 1] + device::bits_set(bits_[words_ - 1]); }
 
   // The class of this rank.
-  FK_DEVICE int64_t select(int64_t rank) const {
-    int64_t low = 0;  // the last word with no more than `rank` classes before it
-    int64_t high = words_;
+  FK_DEVICE int select(int rank) const {
+    int low = 0;  // the last word with no more than `rank` classes before it
+    int high = words_;
     while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (before_[middle] <= rank ? low : high) = middle;
+      const int middle = (low + high) / 2;
+      (static_cast<int>(before_[middle]) <= rank ? low : high) = middle;
     }
     unsigned word = bits_[low];
-    for (int64_t i = before_[low]; i < rank; ++i) {
+    for (int i = before_[low]; i < rank; ++i) {
       word &= word - 1;
     }
     return low * device::kWarp + device::bits_set((word & -word) - 1);
@@ -69,7 +72,7 @@ class ClassSet {
   FK_DEVICE void add_up() {
     const int lane = device::thread();
     unsigned before = 0;
-    for (int64_t first = 0; first < words_; first += device::kWarp) {
+    for (int first = 0; first < words_; first += device::kWarp) {
       const unsigned own = first + lane < words_ ? device::bits_set(bits_[first + lane]) : 0;
       unsigned sum = own;
       for (int step = 1; step < device::kWarp; step *= 2) {
@@ -83,7 +86,7 @@ class ClassSet {
     }
   }
 
-  int64_t words_ = 0;
+  int words_ = 0;
   unsigned* bits_ = nullptr;
   unsigned* before_ = nullptr;
 };

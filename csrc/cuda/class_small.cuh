@@ -16,10 +16,8 @@ constexpr int64_t kMostStretches = 256;
 constexpr size_t kSmallBytes = 56 << 10;  // of the rates of the rows that are worked on together
 
 template <typename T>
-using SmallRow = RowLayout<T, 8, 8>;
-
-inline bool has_few_classes(const ClassTask& task) {
-  return task.classes <= (task.logits.dtype == Dtype::float64 ? kMostSmallClasses / 2 : kMostSmallClasses);
+bool has_few_classes(const ClassTask& task) {
+  return task.classes <= ShortRow<T>::kColumns;
 }
 
 // How the samples of a problem are divided: among blocks, and within a block into chunks, rows whose rates are kept.
@@ -72,7 +70,7 @@ struct SmallBlock {
   unsigned* mask;  // [K, words]: the rows of each class
 
   FK_DEVICE SmallBlock(const ClassTask& task, const SmallShape& shape)
-      : classes(static_cast<int>(task.classes)), pitch(classes + 1), words(static_cast<int>(shape.chunk) / device::kWarp) {
+      : classes(task.classes), pitch(classes + 1), words(static_cast<int>(shape.chunk) / device::kWarp) {
     sums = device::shared_memory<Real>();
     lost = sums + classes * pitch;
     rates = lost + classes * pitch;
@@ -93,24 +91,13 @@ struct SmallSlots {
   int label[kMostSmallClasses];
 };
 
-// Sum over k of w_k, and of w_k (top - z_k) by what this thread holds.
-template <typename Layout, typename T>
-FK_DEVICE typename Layout::Real weighted_drop(const ClassTask& task, const ClassSamples<T>& samples, int64_t first,
+// What this thread adds to the sum over k of w_k (top - z_k).
+template <typename Layout>
+FK_DEVICE typename Layout::Real weighted_drop(const StagedWeights<typename Layout::Real>& weights, int first, int classes,
                                               typename Layout::Real top, const typename Layout::Real (&z)[Layout::kHeld]) {
   typename Layout::Real drop = 0;
-  for_columns<Layout>(first, task.classes, [&](int e, int64_t column) {
-    drop += class_weight_of(task, samples, column) * (top - z[e]);
-  });
+  for_columns<Layout>(first, classes, [&](int e, int column) { drop += weights[column] * (top - z[e]); });
   return drop;
-}
-
-template <typename T>
-FK_DEVICE Accumulator<T> sum_of_class_weights(const ClassTask& task, const ClassSamples<T>& samples) {
-  Accumulator<T> sum = 0;
-  for (int64_t k = 0; k < task.classes; ++k) {
-    sum += class_weight_of(task, samples, k);
-  }
-  return sum;
 }
 
 // The loss of a sample by the logarithm of its row's sum, its drop from the largest logit, and all weighted drops.
@@ -128,15 +115,16 @@ FK_DEVICE Real row_loss(const ClassTask& task, Real log_total, Real own_drop, Re
 // Puts the weighted rates of a chunk's rows into shared memory; returns the sum of this thread's losses.
 template <typename T>
 FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& samples, int64_t first, int rows,
-                             Accumulator<T> all_weights, const SmallBlock<Accumulator<T>>& block) {
-  using Layout = SmallRow<T>;
+                             const StagedWeights<Accumulator<T>>& weights, Accumulator<T> all_weights,
+                             const SmallBlock<Accumulator<T>>& block) {
+  using Layout = ShortRow<T>;
   using Real = Accumulator<T>;
   using Members = typename Layout::Members;
   double losses = 0;
   for (int turn = 0; turn < rows; turn += Members::count()) {
     const int r = turn + Members::number();
     const int64_t b = first + (r < rows ? r : 0);
-    const int64_t label = class_of(task, samples, b);
+    const int label = class_of(task, samples, b);
     const bool counts = r < rows && label != task.classes;
     const T* row = samples.logits + b * task.logits.row_stride;
     Real z[Layout::kHeld] = {};
@@ -146,7 +134,7 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     Real all_drops = 0;
     const Real top = finite_top(Members::max(largest_held(z)));
     if (task.wants_cross_entropy && task.label_smoothing != 0) {
-      all_drops = Members::sum(weighted_drop<Layout>(task, samples, 0, top, z));
+      all_drops = Members::sum(weighted_drop<Layout>(weights, 0, task.classes, top, z));
     }
     const Real total = Members::sum(to_exps(top, z));
     if (!counts) {
@@ -154,7 +142,7 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     }
     const Real weight = weight_of(task, samples, b);
     const Real factor = weight / total;
-    for_columns<Layout>(0, task.classes, [&](int e, int64_t column) { block.rates[r * block.pitch + column] = z[e] * factor; });
+    for_columns<Layout>(0, task.classes, [&](int e, int column) { block.rates[r * block.pitch + column] = z[e] * factor; });
     if (Members::rank() == 0) {
       block.rates[r * block.pitch + block.classes] = weight;
       if (task.wants_cross_entropy) {
@@ -210,7 +198,11 @@ FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples<T>& sampl
     block.sums[cell] = 0;
     block.lost[cell] = 0;
   }
-  Accumulator<T> all_weights = 0;
+  using Real = Accumulator<T>;
+  using Weights = Real[kMostSmallClasses];
+  FK_SHARED(Weights, staged);
+  const StagedWeights<Real> weights = stage_weights(task, samples, 0, kMostSmallClasses, staged);
+  Real all_weights = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
     all_weights = sum_of_class_weights(task, samples);
   }
@@ -219,9 +211,9 @@ FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples<T>& sampl
     const int rows = static_cast<int>(end - first < shape.chunk ? end - first : shape.chunk);
     device::barrier();  // what was there before has been read
     for (int r = device::thread(); r < static_cast<int>(shape.chunk); r += kSmallThreads) {
-      block.key[r] = r < rows ? static_cast<int>(class_of(task, samples, first + r)) : block.classes;
+      block.key[r] = r < rows ? class_of(task, samples, first + r) : block.classes;
     }
-    losses += small_rates(task, samples, first, rows, all_weights, block);
+    losses += small_rates(task, samples, first, rows, weights, all_weights, block);
     device::barrier();
     small_masks(block);
     device::barrier();
@@ -354,7 +346,7 @@ FK_DEVICE double mean_or_sum(const ClassTask& task, double losses, double diviso
   if (!task.mean_of_samples) {
     return losses;
   }
-  return divisor != 0 ? losses / divisor : std::numeric_limits<double>::quiet_NaN();
+  return divisor != 0 ? losses / divisor : kNan<double>;
 }
 
 template <typename T>

@@ -9,7 +9,7 @@
 
 namespace fairkernels {
 
-constexpr int kSumThreads = 256;
+constexpr int kSumThreads = kRowThreads;
 constexpr int kSumWarps = kSumThreads / device::kWarp;
 constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
 
@@ -30,9 +30,6 @@ struct SumShape {
 
   FK_HOST_DEVICE bool gathers(const ClassTask& task) const { return compact && task.ignores_absent; }
 };
-
-template <typename T>
-using LongRow = RowLayout<T, kSumThreads, 16>;
 
 template <typename T>
 SumShape sum_shape(const ClassTask& task) {
@@ -92,11 +89,10 @@ FK_KERNEL(kSumThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape s
     return;
   }
   const T* row = samples.logits + b * task.logits.row_stride;
-  constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
   Real z[Layout::kHeld];
-  Real top = kLowest;
+  Real top = -kInfinity<Real>;
   Real total = 0;
-  for (int64_t first = 0; first < task.classes; first += Layout::kColumns) {
+  for (int first = 0; first < task.classes; first += Layout::kColumns) {
     load_logits<Layout>(task, row, first, z);
     const Real here = largest_held(z);
     const Real raised = here > top ? here : top;
@@ -107,9 +103,10 @@ FK_KERNEL(kSumThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape s
   total = Members::sum(total * std::exp(finite_top(top) - highest));
   Real drops = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
-    for (int64_t first = 0; first < task.classes; first += Layout::kColumns) {
+    for (int first = 0; first < task.classes; first += Layout::kColumns) {
       load_logits<Layout>(task, row, first, z);
-      drops += weighted_drop<Layout>(task, samples, first, highest, z);
+      drops += weighted_drop<Layout>(
+          stage_weights(task, samples, first, Layout::kColumns, device::shared_memory<Real>()), first, task.classes, highest, z);
     }
     drops = Members::sum(drops);
   }
@@ -123,7 +120,7 @@ FK_KERNEL(kSumThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape s
 
 // Calls work(b) for the samples of a class whose turn it is for this team, in their order.
 template <typename Members, typename T, typename Work>
-FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int64_t label,
+FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int label,
                               bool ordered, const ClassOrderTables& tables, const Work& work) {
   const int64_t team = Members::number();
   const int64_t teams = Members::count();
@@ -157,8 +154,8 @@ struct ClassSum {
 };
 
 template <typename Layout, bool kPieces, typename T>
-FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples, int64_t b, int64_t label, int64_t first,
-                          typename Layout::Real all_weights, const typename Layout::Real* numbers, ClassSum<Layout>& sum) {
+FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples, int64_t b, int label, int first,
+                          const StagedWeights<typename Layout::Real>& weights, typename Layout::Real all_weights, const typename Layout::Real* numbers, ClassSum<Layout>& sum) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   const T* row = samples.logits + b * task.logits.row_stride;
@@ -174,7 +171,7 @@ FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples,
   } else {
     top = finite_top(Members::max(largest_held(z)));
     if (task.wants_cross_entropy && task.label_smoothing != 0) {
-      drops = Members::sum(weighted_drop<Layout>(task, samples, first, top, z));
+      drops = Members::sum(weighted_drop<Layout>(weights, first, task.classes, top, z));
     }
     total = Members::sum(to_exps(top, z));
   }
@@ -197,9 +194,9 @@ struct ClassPlace {
   using Real = Accumulator<T>;
 
   int64_t problem;
-  int64_t label;  // `classes`: none has this row
+  int label;      // `classes`: none has this row
   int64_t row;    // of the coefficients; none if there are no more rows
-  const ClassSet* set;
+  ClassSet set;  // where there are fewer samples than classes
   double all;  // weights of all samples, for Normalize::by_all
 };
 
@@ -214,7 +211,7 @@ FK_DEVICE double sum_of_samples(const ClassTask& task, const ClassSamples<T>& sa
 }
 
 template <typename T>
-FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place, int64_t column,
+FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place, int column,
                           Accumulator<T> sum, Accumulator<T> count) {
   using Real = Accumulator<T>;
   const Real rate = divided(sum, count);
@@ -229,8 +226,8 @@ FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const Cl
   Real* row = static_cast<Real*>(task.coefficients) + (place.problem * shape.rows + place.row) * shape.width;
   if (!shape.gathers(task)) {
     row[column] = column == place.label ? 0 * rate : rate;  // a NaN is kept for the sum
-  } else if (place.set->has(column)) {
-    row[place.set->rank(column)] = column == place.label ? 0 * rate : rate;
+  } else if (place.set.has(column)) {
+    row[place.set.rank(column)] = column == place.label ? 0 * rate : rate;
   }
 }
 
@@ -242,28 +239,29 @@ FK_DEVICE void clear_rest(const ClassTask& task, const SumShape& shape, const Cl
   }
   using Real = Accumulator<T>;
   Real* row = static_cast<Real*>(task.coefficients) + (place.problem * shape.rows + place.row) * shape.width;
-  for (int64_t column = place.set->size() + device::thread(); column < shape.width; column += device::threads()) {
+  for (int column = place.set.size() + device::thread(); column < shape.width; column += device::threads()) {
     row[column] = 0;
   }
 }
 
 template <typename T>
-FK_DEVICE ClassPlace<T> place_of(const ClassTask& task, const SumShape& shape, int64_t problem, int64_t slot,
+FK_DEVICE ClassPlace<T> place_of(const ClassTask& task, const SumShape& shape, int64_t problem, int slot,
                                  const ClassSet& set) {
   if (!shape.compact) {
-    return {problem, slot, slot, nullptr, 0};
+    return {problem, slot, slot, set, 0};
   }
   if (!shape.by_class) {
-    return {problem, slot < set.size() ? set.select(slot) : task.classes, slot, &set, 0};
+    return {problem, slot < set.size() ? set.select(slot) : task.classes, slot, set, 0};
   }
-  const int64_t before = set.rank(slot);
-  return {problem, slot, set.has(slot) ? before : set.size() + slot - before, &set, 0};
+  const int before = set.rank(slot);
+  return {problem, slot, set.has(slot) ? before : set.size() + slot - before, set, 0};
 }
 
-// Where the set of classes lies in shared memory, in words: behind the rates of the warps.
+// Where the set of classes lies in shared memory, in words: behind the rates of the warps, or the weights.
 template <typename Layout>
-FK_HOST_DEVICE inline int64_t set_offset(int64_t classes) {
-  return Layout::kBlock ? 0 : kSumWarps * classes * static_cast<int64_t>(sizeof(typename Layout::Real) / 4);
+FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
+  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : kSumWarps;
+  return rows * task.classes * static_cast<int64_t>(sizeof(typename Layout::Real) / 4);
 }
 
 template <typename Layout, bool kPieces>
@@ -274,13 +272,13 @@ FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   using PerWarp = double[2][kSumWarps];
   FK_SHARED(PerWarp, numbers_of_warps);
   Real* rates_of_warps = device::shared_memory<Real>();  // [kSumWarps, K]; the set behind it
-  const int64_t piece = device::block() % shape.pieces;
-  const int64_t slot = device::block() / shape.pieces % shape.slots;
+  const int piece = static_cast<int>(device::block() % shape.pieces);
+  const int slot = static_cast<int>(device::block() / shape.pieces % shape.slots);
   const int64_t problem = device::block() / shape.pieces / shape.slots;
-  const int64_t first = piece * Layout::kColumns;
+  const int first = piece * Layout::kColumns;
   const ClassSamples<T> samples(task, problem);
   const ClassSet set =
-      shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task.classes)) : ClassSet();
+      shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task)) : ClassSet();
   const SumWorkspace<Real> workspace(task, shape);
   ClassPlace<T> place = place_of<T>(task, shape, problem, slot, set);
   if (task.confusion != nullptr && task.normalize == Normalize::by_all) {
@@ -288,26 +286,26 @@ FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   }
   Real all_weights = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
-    double sum = 0;
-    for (int64_t label = device::thread(); label < task.classes; label += device::threads()) {
-      sum += class_weight_of(task, samples, label);
-    }
-    all_weights = static_cast<Real>(block_sum(sum));
+    all_weights = sum_of_class_weights(task, samples);
   }
+  // The rates of the warps come there later.
+  const StagedWeights<Real> weights =
+      kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, rates_of_warps);
 
   ClassSum<Layout> sum;
   if (place.label < task.classes) {
     const Real* numbers = workspace.numbers + problem * task.samples * kRowNumbers;
     for_samples_of<Members>(task, samples, problem, place.label, shape.ordered, workspace.tables, [&](int64_t b) {
-      add_sample<Layout, kPieces>(task, samples, b, place.label, first, all_weights, numbers, sum);
+      add_sample<Layout, kPieces>(task, samples, b, place.label, first, weights, all_weights, numbers, sum);
     });
   }
   if constexpr (!Layout::kBlock) {
+    device::barrier();  // the weights have been read
     if (Members::rank() == 0) {
       numbers_of_warps[0][Members::number()] = sum.count;
       numbers_of_warps[1][Members::number()] = sum.losses;
     }
-    for_columns<Layout>(0, task.classes, [&](int e, int64_t column) {
+    for_columns<Layout>(0, task.classes, [&](int e, int column) {
       rates_of_warps[Members::number() * task.classes + column] = sum.rates[e];
     });
     device::barrier();
@@ -317,7 +315,7 @@ FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
       sum.count += numbers_of_warps[0][warp];
       sum.losses += numbers_of_warps[1][warp];
     }
-    for (int64_t column = device::thread(); column < task.classes; column += kSumThreads) {
+    for (int column = device::thread(); column < task.classes; column += kSumThreads) {
       Real rates = 0;
       Real lost = 0;
       for (int warp = 0; warp < kSumWarps; ++warp) {
@@ -326,7 +324,7 @@ FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
       put_column(task, shape, place, column, rates, static_cast<Real>(sum.count));
     }
   } else {
-    for_columns<Layout>(first, task.classes, [&](int e, int64_t column) {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) {
       put_column(task, shape, place, column, sum.rates[e], static_cast<Real>(sum.count));
     });
   }
@@ -354,7 +352,7 @@ FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
 template <typename Layout, bool kPieces>
 int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* stream) {
   const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
-  const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task.classes)) + set;
+  const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
   return device::launch(class_sums<Layout, kPieces>, {task.problems * shape.slots * shape.pieces, kSumThreads, bytes}, stream,
                         task, shape);
 }
@@ -368,12 +366,13 @@ int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream
     }
   }
   if (shape.pieces > 1) {
-    const device::Grid grid{task.problems * task.samples, kSumThreads};
+    const size_t bytes = stages_weights(task) ? LongRow<T>::kColumns * sizeof(Accumulator<T>) : 0;
+    const device::Grid grid{task.problems * task.samples, kSumThreads, bytes};
     const int error = device::launch(class_row_numbers<T>, grid, stream, task, shape);
     return error != 0 ? error : launch_class_sums_with<LongRow<T>, true>(task, shape, stream);
   }
-  if (task.classes <= RowLayout<T, device::kWarp, 16>::kColumns) {
-    return launch_class_sums_with<RowLayout<T, device::kWarp, 16>, false>(task, shape, stream);
+  if (task.classes <= WarpRow<T>::kColumns) {
+    return launch_class_sums_with<WarpRow<T>, false>(task, shape, stream);
   }
   return launch_class_sums_with<LongRow<T>, false>(task, shape, stream);
 }

@@ -15,7 +15,7 @@ namespace fairkernels {
 template <typename T>
 int64_t class_terms_bytes(const ClassTask& task) {
   using Real = Accumulator<T>;
-  if (has_few_classes(task)) {
+  if (has_few_classes<T>(task)) {
     return SmallWorkspace<Real>::bytes(task, small_shape(task, sizeof(Real)));
   }
   return SumWorkspace<Real>(task, sum_shape<T>(task)).bytes;
@@ -27,7 +27,7 @@ inline int64_t class_gradient_bytes(const ClassTask& task) {
 
 template <typename T>
 int launch_class_terms(const ClassTask& task, void* stream) {
-  return has_few_classes(task) ? launch_class_terms_small<T>(task, stream) : launch_class_terms_large<T>(task, stream);
+  return has_few_classes<T>(task) ? launch_class_terms_small<T>(task, stream) : launch_class_terms_large<T>(task, stream);
 }
 
 }  // namespace fairkernels

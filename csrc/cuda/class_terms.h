@@ -28,7 +28,7 @@ struct ClassOperand {
 struct ClassTask {
   int64_t problems;
   int64_t samples;
-  int64_t classes;
+  int classes;
   int leading_dims;
   int64_t leading[kLeadingDims];
 

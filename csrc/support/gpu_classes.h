@@ -34,7 +34,8 @@ inline ClassTask class_task(const Tensor& logits, const Tensor& labels, double t
   task.logits = class_operand(logits, 2);
   task.labels = class_operand(labels, 1);
   task.samples = logits.size(-2);
-  task.classes = logits.size(-1);
+  require(logits.size(-1) < std::numeric_limits<int>::max(), "there may be less than 2^31 classes on a GPU");
+  task.classes = static_cast<int>(logits.size(-1));
   task.problems = 1;
   for (int64_t d = 0; d < logits.dim() - 2; ++d) {
     task.problems *= logits.size(d);
