@@ -10,9 +10,13 @@
 
 namespace fairkernels {
 
-constexpr int kGradientThreads = kRowThreads;
+constexpr int kWeightThreads = 256;
 constexpr int64_t kSamplesOfPart = 4096;  // whose labels a block reads for a mean
 constexpr int64_t kMostSampleParts = 256;
+
+// A piece of a row longer than a LongRow.
+template <typename T>
+using PieceRow = RowLayout<T, 512, std::is_same_v<T, double> ? 2 : 8>;
 
 struct GradientShape {
   int64_t blocks;  // of a problem
@@ -50,7 +54,7 @@ FK_DEVICE double sum_of_weights(const ClassTask& task, const ClassSamples<T>& sa
 }
 
 template <typename T>
-FK_KERNEL(kGradientThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, int64_t parts) {
+FK_KERNEL(kWeightThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, int64_t parts) {
   const int64_t problem = device::block() / parts;
   const int64_t part = device::block() - problem * parts;
   const ClassSamples<T> samples(task, problem);
@@ -65,7 +69,7 @@ template <typename T>
 struct ProblemSlopes {
   using Real = Accumulator<T>;
 
-  const T* grad;          // of the confusion matrix, or of the total
+  const T* grad;          // of the confusion matrix, or of the total; null: 1
   const Real* table;      // coefficients
   int64_t width;          // of a row of them
   const Real* counts;     // of soft_confusion
@@ -74,7 +78,7 @@ struct ProblemSlopes {
   Real all_weights = 0;   // of the classes, with label smoothing
 
   FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int64_t parts)
-      : grad(static_cast<const T*>(task.grad.data) + offset_of(task, task.grad, problem)),
+      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task, task.grad, problem) : 0)),
         width(task.ignores_absent && task.samples < task.classes ? task.samples : task.classes),
         counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)) {
     const int64_t rows = task.samples < task.classes ? task.samples : task.classes;
@@ -146,7 +150,7 @@ FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>
       slopes.rates = divided(weight, problem.counts[label]);
     }
   } else {
-    const Real unit = weight * widen(*problem.grad);
+    const Real unit = problem.grad != nullptr ? weight * widen(*problem.grad) : weight;
     if (task.sym_weight != 0 && task.wants_symmetry) {
       slopes.by_rates = true;
       slopes.slope.table = problem.table + (set ? set.rank(label) : label) * problem.width;
@@ -310,7 +314,7 @@ FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
 }
 
 template <typename Layout, bool kPieces>
-FK_KERNEL(kGradientThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
+FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   using T = typename Layout::Type;
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
@@ -366,12 +370,12 @@ FK_KERNEL(kGradientThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gradient
 template <typename Layout, bool kPieces>
 int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const bool compact = task.wants_symmetry && task.sym_weight != 0 && is_compact(task);
-  const int64_t teams = kGradientThreads / Layout::Members::kSize;
+  const int64_t teams = Layout::kBlockThreads / Layout::Members::kSize;
   const int64_t turns = compact || divides_by_samples(task) ? 4 : 1;
   const int64_t rows = teams * turns;
   const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task)};
   const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + (compact ? class_set_bytes(task.classes) : 0);
-  return device::launch(class_gradient<Layout, kPieces>, {task.problems * shape.blocks, kGradientThreads, bytes}, stream, task,
+  return device::launch(class_gradient<Layout, kPieces>, {task.problems * shape.blocks, Layout::kBlockThreads, bytes}, stream, task,
                         shape);
 }
 
@@ -379,7 +383,7 @@ template <typename T>
 int launch_class_gradient(const ClassTask& task, void* stream) {
   const int64_t parts = sample_parts(task);
   if (parts > 0) {
-    const int error = device::launch(class_weight_sums<T>, {task.problems * parts, kGradientThreads}, stream, task, parts);
+    const int error = device::launch(class_weight_sums<T>, {task.problems * parts, kWeightThreads}, stream, task, parts);
     if (error != 0) {
       return error;
     }
@@ -390,10 +394,13 @@ int launch_class_gradient(const ClassTask& task, void* stream) {
   if (task.classes <= WarpRow<T>::kColumns) {
     return launch_class_gradient_with<WarpRow<T>, false>(task, stream);
   }
+  if (task.classes <= BlockRow<T>::kColumns) {
+    return launch_class_gradient_with<BlockRow<T>, false>(task, stream);
+  }
   if (task.classes <= LongRow<T>::kColumns) {
     return launch_class_gradient_with<LongRow<T>, false>(task, stream);
   }
-  return launch_class_gradient_with<LongRow<T>, true>(task, stream);
+  return launch_class_gradient_with<PieceRow<T>, true>(task, stream);
 }
 
 }  // namespace fairkernels

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cuda/class_terms.h"
 #include "cuda/reduce.cuh"
@@ -122,28 +123,33 @@ struct Team {
 
 // How rows lie in the registers of their teams: each thread has kVectors times 16 bytes of the logits, or a piece of the
 // row is held so.
-template <typename T, int kThreads, int kElements>
+template <typename T, int kThreads, int kHeldAtLeast>
 struct RowLayout {
   using Type = T;
   using Real = Accumulator<T>;
   using Members = Team<kThreads>;
-  static constexpr int kVectors = kElements < kVector<T> ? 1 : kElements / kVector<T>;
+  static constexpr int kVectors = kHeldAtLeast < kVector<T> ? 1 : kHeldAtLeast / kVector<T>;
   static constexpr int kHeld = kVectors * kVector<T>;  // by a thread
   static constexpr int kStep = kThreads * kVector<T>;  // columns from one vector of a thread to the next
   static constexpr int kColumns = kVectors * kStep;    // of the row or piece
   static constexpr bool kBlock = kThreads > device::kWarp;
+  static constexpr int kBlockThreads = kBlock ? kThreads : 512;
 };
 
-// As much as leaves a kernel of 512 threads the registers it needs. Rows of up to 64 classes (32 in double) are held by 8
-// lanes, of up to 512 (256) by a warp, of up to 4,096 (2,048) by a block; longer ones piece by piece.
-constexpr int kRowThreads = 512;
+// 8 elements of a row in a thread, 4 in double: more would not leave a kernel the registers it needs. Rows of up to 64
+// classes (32 in double) are held by 8 lanes, of up to 256 (128) by a warp, of up to 1,024 (512) by a small block, of up to
+// 4,096 (2,048) by a large one; longer ones piece by piece.
+template <typename T>
+constexpr int kElements = std::is_same_v<T, double> ? 4 : 8;
 
 template <typename T>
-using ShortRow = RowLayout<T, 8, std::is_same_v<T, double> ? 4 : 8>;
+using ShortRow = RowLayout<T, 8, kElements<T>>;
 template <typename T>
-using WarpRow = RowLayout<T, device::kWarp, std::is_same_v<T, double> ? 8 : 16>;
+using WarpRow = RowLayout<T, device::kWarp, kElements<T>>;
 template <typename T>
-using LongRow = RowLayout<T, kRowThreads, std::is_same_v<T, double> ? 4 : 8>;
+using BlockRow = RowLayout<T, 128, kElements<T>>;
+template <typename T>
+using LongRow = RowLayout<T, 512, kElements<T>>;
 
 // Calls visit(e, column) for the columns of a row that a thread holds, its piece beginning at column `first`.
 template <typename Layout, typename Visit>

@@ -9,8 +9,7 @@
 
 namespace fairkernels {
 
-constexpr int kSumThreads = kRowThreads;
-constexpr int kSumWarps = kSumThreads / device::kWarp;
+constexpr int kSumWarps = 16;  // of a block, where each has a row
 constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
 
 // Top, sum and weighted drops of a row.
@@ -78,7 +77,7 @@ struct SumWorkspace {
 
 // Tops, sums and drops of rows that are held piece by piece. A block has a row.
 template <typename T>
-FK_KERNEL(kSumThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape shape) {
+FK_KERNEL(LongRow<T>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape shape) {
   using Layout = LongRow<T>;
   using Real = Accumulator<T>;
   using Members = typename Layout::Members;
@@ -265,7 +264,7 @@ FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
 }
 
 template <typename Layout, bool kPieces>
-FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
+FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   using T = typename Layout::Type;
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
@@ -315,7 +314,7 @@ FK_KERNEL(kSumThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
       sum.count += numbers_of_warps[0][warp];
       sum.losses += numbers_of_warps[1][warp];
     }
-    for (int column = device::thread(); column < task.classes; column += kSumThreads) {
+    for (int column = device::thread(); column < task.classes; column += Layout::kBlockThreads) {
       Real rates = 0;
       Real lost = 0;
       for (int warp = 0; warp < kSumWarps; ++warp) {
@@ -353,7 +352,7 @@ template <typename Layout, bool kPieces>
 int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* stream) {
   const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
   const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
-  return device::launch(class_sums<Layout, kPieces>, {task.problems * shape.slots * shape.pieces, kSumThreads, bytes}, stream,
+  return device::launch(class_sums<Layout, kPieces>, {task.problems * shape.slots * shape.pieces, Layout::kBlockThreads, bytes}, stream,
                         task, shape);
 }
 
@@ -367,12 +366,15 @@ int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream
   }
   if (shape.pieces > 1) {
     const size_t bytes = stages_weights(task) ? LongRow<T>::kColumns * sizeof(Accumulator<T>) : 0;
-    const device::Grid grid{task.problems * task.samples, kSumThreads, bytes};
+    const device::Grid grid{task.problems * task.samples, LongRow<T>::kBlockThreads, bytes};
     const int error = device::launch(class_row_numbers<T>, grid, stream, task, shape);
     return error != 0 ? error : launch_class_sums_with<LongRow<T>, true>(task, shape, stream);
   }
   if (task.classes <= WarpRow<T>::kColumns) {
     return launch_class_sums_with<WarpRow<T>, false>(task, shape, stream);
+  }
+  if (task.classes <= BlockRow<T>::kColumns) {
+    return launch_class_sums_with<BlockRow<T>, false>(task, shape, stream);
   }
   return launch_class_sums_with<LongRow<T>, false>(task, shape, stream);
 }

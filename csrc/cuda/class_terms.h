@@ -36,7 +36,7 @@ struct ClassTask {
   ClassOperand labels;         // [..., B], int64
   ClassOperand sample_weight;  // [..., B]
   ClassOperand weight;         // [..., K], of the cross-entropy
-  ClassOperand grad;           // backward: [...], of soft_confusion [..., K, K]
+  ClassOperand grad;           // backward: [...], of soft_confusion [..., K, K]; none: 1
 
   void* total;          // [...], in the type of the logits; all below in its accumulator
   void* cross_entropy;  // [...]
