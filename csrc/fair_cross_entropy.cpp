@@ -1,4 +1,4 @@
-// fair_cross_entropy: checks and glue. The mathematics is in support/fair_terms.h.
+// fair_cross_entropy: checks and glue. The mathematics is in support/fair_terms.h and cuda/class_terms.cuh.
 #include <algorithm>
 #include <iterator>
 #include <limits>
@@ -14,6 +14,7 @@
 #include "support/bits.h"
 #include "support/confusion_arguments.h"
 #include "support/fair_terms.h"
+#include "support/gpu_classes.h"
 #include "support/parallel.h"
 #include "support/tensor.h"
 
@@ -74,17 +75,39 @@ class FairArguments {
   ProblemOffset weight_offset_;
 };
 
+using AllResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+#if defined(FK_WITH_CUDA)
+
+ClassTask fair_task(const Tensor& logits, const Tensor& labels, const OptionalTensor& weight, const FairOptions& options,
+                    int64_t ignore_index) {
+  ClassTask task = class_task(logits, labels, 1.0, ignore_index);
+  task.weight = class_operand(weight, 1);
+  task.wants_cross_entropy = options.wants_cross_entropy();
+  task.mean_of_samples = options.reduction == Reduction::mean;
+  task.ce_weight = options.ce_weight;
+  task.label_smoothing = options.label_smoothing;
+  task.wants_symmetry = options.wants_symmetry();
+  task.mean_of_pairs = options.symmetry.reduction == Reduction::mean;
+  task.ignores_absent = options.symmetry.absent == Absent::ignore;
+  task.sym_weight = options.sym_weight;
+  task.eps = options.eps;
+  return task;
+}
+
+#endif
+
 struct Results {
-  explicit Results(const FairArguments& arguments)
+  Results(const FairArguments& arguments, const Tensor& logits)
       : accumulator(accumulator_dtype(arguments.batch.dtype)),
-        total(empty(arguments.per_problem({}), arguments.batch.dtype)),
-        cross_entropy(empty(arguments.per_problem({}), accumulator)),
-        symmetry(empty(arguments.per_problem({}), accumulator)),
-        spectral(empty(arguments.per_problem({}), accumulator)),
-        confusion(empty(arguments.confusion_shape(), accumulator)),
-        coefficients(empty(arguments.coefficients_shape(), accumulator)),
-        u(empty(arguments.per_problem({arguments.batch.classes}), accumulator)),
-        v(empty(arguments.per_problem({arguments.batch.classes}), accumulator)),
+        total(empty(arguments.per_problem({}), arguments.batch.dtype, &logits)),
+        cross_entropy(empty(arguments.per_problem({}), accumulator, &logits)),
+        symmetry(empty(arguments.per_problem({}), accumulator, &logits)),
+        spectral(empty(arguments.per_problem({}), accumulator, &logits)),
+        confusion(empty(arguments.confusion_shape(), accumulator, &logits)),
+        coefficients(empty(arguments.coefficients_shape(), accumulator, &logits)),
+        u(empty(arguments.per_problem({arguments.batch.classes}), accumulator, &logits)),
+        v(empty(arguments.per_problem({arguments.batch.classes}), accumulator, &logits)),
         coefficients_shape_(arguments.coefficients_shape()) {}
 
   template <typename Real>
@@ -103,6 +126,21 @@ struct Results {
     mutable_data_of<Real>(symmetry)[problem] = static_cast<Real>(values.symmetry);
     mutable_data_of<Real>(spectral)[problem] = static_cast<Real>(values.spectral);
   }
+
+  AllResults all() const { return {total, cross_entropy, symmetry, spectral, confusion, coefficients, u, v}; }
+
+#if defined(FK_WITH_CUDA)
+  void take_places(const FairOptions& options, ClassTask& task) const {
+    task.total = results_of(total);
+    task.cross_entropy = results_of(cross_entropy);
+    task.symmetry = results_of(symmetry);
+    task.spectral = results_of(spectral);
+    task.confusion = options.return_parts ? results_of(confusion) : nullptr;
+    task.coefficients = options.wants_symmetry() ? results_of(coefficients) : nullptr;
+    task.u = results_of(u);
+    task.v = results_of(v);
+  }
+#endif
 
   // What no class writes, memory being fresh.
   template <typename Real>
@@ -173,14 +211,22 @@ class OptionText {
   int64_t ignore_index_ = 0;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+AllResults forward(
     const Tensor& logits, const Tensor& labels, const OptionalTensor& weight, double sym_weight, double spec_weight,
     double ce_weight, StringHandle reduction, double label_smoothing, int64_t ignore_index, double eps, StringHandle absent,
     StringHandle sym_reduction, StringHandle surrogate, double margin, bool return_parts) {
   const FairOptions options = fair_options(sym_weight, spec_weight, ce_weight, reduction, label_smoothing, eps, absent,
                                            sym_reduction, surrogate, margin, return_parts);
   const FairArguments arguments(logits, labels, weight, options, ignore_index);
-  const Results results(arguments);
+  const Results results(arguments, logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits) && !(kCudaOnCpu && arguments.options.wants_spectral())) {
+    ClassTask task = fair_task(logits, labels, weight, options, ignore_index);
+    results.take_places(options, task);
+    run_class_terms(task, logits);
+    return results.all();
+  }
+#endif
   with_float_type(arguments.batch.dtype, [&](auto type) {
     using T = decltype(type);
     for_each_problem(arguments.batch.problems, arguments.elements(), [&](int64_t index) {
@@ -190,8 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forwa
       results.put<T>(fair_forward(problem, arguments.in_double(), matrices, nullptr), index);
     });
   });
-  return {results.total,     results.cross_entropy, results.symmetry, results.spectral,
-          results.confusion, results.coefficients,  results.u,        results.v};
+  return results.all();
 }
 
 Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& weight, double sym_weight,
@@ -209,7 +254,18 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
   const Tensor saved = dense(coefficients, shape, accumulator, "coefficients");
   const Tensor left = dense(u, arguments.per_problem({batch.classes}), accumulator, "u");
   const Tensor right = dense(v, arguments.per_problem({batch.classes}), accumulator, "v");
-  const Tensor grad_logits = empty(batch.shape, batch.dtype);
+  const Tensor grad_logits = empty(batch.shape, batch.dtype, &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits) && !(kCudaOnCpu && arguments.options.wants_spectral())) {
+    ClassTask task = fair_task(logits, labels, weight, options, ignore_index);
+    task.grad = class_operand(grad, 0);
+    task.coefficients = const_cast<void*>(saved.const_data_ptr());
+    task.u = const_cast<void*>(left.const_data_ptr());
+    task.v = const_cast<void*>(right.const_data_ptr());
+    run_class_gradient(task, logits, grad_logits);
+    return grad_logits;
+  }
+#endif
   const ProblemOffset grad_offset(grad, 0);
   with_float_type(batch.dtype, [&](auto type) {
     using T = decltype(type);
@@ -255,11 +311,33 @@ double with_gradient_of(const FairArguments& arguments, int64_t index, T* gradie
   return values.total;
 }
 
+#if defined(FK_WITH_CUDA)
+
+// Both directions, one after the other.
+std::tuple<Tensor, Tensor> with_gradient_on_gpu(const FairArguments& arguments, const Tensor& logits, const Tensor& labels,
+                                                const OptionalTensor& weight, int64_t ignore_index) {
+  const FairOptions& options = arguments.options;
+  const Results results(arguments, logits);
+  const Tensor gradient = empty(arguments.batch.shape, arguments.batch.dtype, &logits);
+  ClassTask task = fair_task(logits, labels, weight, options, ignore_index);
+  results.take_places(options, task);
+  run_class_terms(task, logits);
+  run_class_gradient(task, logits, gradient);  // with no upstream gradient: 1
+  return {results.total, gradient};
+}
+
+#endif
+
 std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& labels, const OptionalTensor& weight,
                                          StringHandle options) {
   thread_local OptionText text;
   text.read(options);
   const FairArguments arguments(logits, labels, weight, text.options(), text.ignore_index());
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits) && !(kCudaOnCpu && arguments.options.wants_spectral())) {
+    return with_gradient_on_gpu(arguments, logits, labels, weight, text.ignore_index());
+  }
+#endif
   const Tensor total = empty(arguments.per_problem({}), arguments.batch.dtype);
   const Tensor gradient = empty(arguments.batch.shape, arguments.batch.dtype);
   with_float_type(arguments.batch.dtype, [&](auto type) {
@@ -295,3 +373,11 @@ STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_fair_cross_entropy_backward_native", TORCH_BOX(&fairkernels::backward));
   m.impl("_fair_cross_entropy_with_gradient_native", TORCH_BOX(&fairkernels::with_gradient));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_fair_cross_entropy_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_fair_cross_entropy_backward_native", TORCH_BOX(&fairkernels::backward));
+  m.impl("_fair_cross_entropy_with_gradient_native", TORCH_BOX(&fairkernels::with_gradient));
+}
+#endif

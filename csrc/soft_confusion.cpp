@@ -1,4 +1,4 @@
-// soft_confusion: checks and glue. The mathematics is in cpu/soft_confusion.h.
+// soft_confusion: checks and glue. The mathematics is in cpu/soft_confusion.h and cuda/class_terms.cuh.
 #include "cpu/soft_confusion.h"
 
 #include <algorithm>
@@ -8,13 +8,12 @@
 #include <vector>
 
 #include "support/confusion_arguments.h"
+#include "support/gpu_classes.h"
 #include "support/parallel.h"
 #include "support/tensor.h"
 
 namespace fairkernels {
 namespace {
-
-enum class Normalize { by_true_class, by_all, none };
 
 Normalize take_normalize(StringHandle handle) {
   const std::string name = take_string(handle);
@@ -35,6 +34,19 @@ std::vector<double> row_factors(Normalize normalize, const std::vector<double>& 
   return factors;
 }
 
+#if defined(FK_WITH_CUDA)
+
+ClassTask confusion_task(const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, Normalize normalize,
+                         double temperature, int64_t ignore_index) {
+  ClassTask task = class_task(logits, labels, temperature, ignore_index);
+  task.sample_weight = class_operand(sample_weight, 1);
+  task.confusion_as_logits = true;
+  task.normalize = normalize;
+  return task;
+}
+
+#endif
+
 template <typename T>
 void forward_problem(const ConfusionArguments& arguments, int64_t problem, Normalize normalize, T* confusion,
                      Accumulator<T>* counts) {
@@ -53,8 +65,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, c
   const Normalize normalize = take_normalize(normalize_name);
   const ConfusionArguments arguments(logits, labels, sample_weight, temperature, ignore_index);
   const int64_t classes = arguments.classes;
-  const Tensor confusion = empty(reshaped(arguments.shape, 2, {classes, classes}), arguments.dtype);
-  const Tensor counts = empty(reshaped(arguments.shape, 2, {classes}), accumulator_dtype(arguments.dtype));
+  const Tensor confusion = empty(reshaped(arguments.shape, 2, {classes, classes}), arguments.dtype, &logits);
+  const Tensor counts = empty(reshaped(arguments.shape, 2, {classes}), accumulator_dtype(arguments.dtype), &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits)) {
+    ClassTask task = confusion_task(logits, labels, sample_weight, normalize, temperature, ignore_index);
+    task.confusion = results_of(confusion);
+    task.counts = results_of(counts);
+    run_class_terms(task, logits);
+    return {confusion, counts};
+  }
+#endif
   with_float_type(arguments.dtype, [&](auto type) {
     using T = decltype(type);
     T* matrices = mutable_data_of<T>(confusion);
@@ -108,7 +129,17 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
   require_shape(grad, reshaped(arguments.shape, 2, {classes, classes}), "grad");
   require_shape(counts, reshaped(arguments.shape, 2, {classes}), "counts");
   float_dtype_of(counts, "counts");
-  const Tensor grad_logits = empty(arguments.shape, arguments.dtype);
+  const Tensor grad_logits = empty(arguments.shape, arguments.dtype, &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits)) {
+    ClassTask task = confusion_task(logits, labels, sample_weight, normalize, temperature, ignore_index);
+    const Tensor saved = dense(counts, reshaped(arguments.shape, 2, {classes}), accumulator_dtype(arguments.dtype), "counts");
+    task.grad = class_operand(grad, 2);
+    task.counts = const_cast<void*>(saved.const_data_ptr());
+    run_class_gradient(task, logits, grad_logits);
+    return grad_logits;
+  }
+#endif
   const ProblemOffset grad_offset(grad, 2);
   const ProblemOffset counts_offset(counts, 1);
   with_float_type(arguments.dtype, [&](auto type) {
@@ -142,3 +173,10 @@ STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_soft_confusion_native", TORCH_BOX(&fairkernels::forward));
   m.impl("_soft_confusion_backward_native", TORCH_BOX(&fairkernels::backward));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_soft_confusion_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_soft_confusion_backward_native", TORCH_BOX(&fairkernels::backward));
+}
+#endif

@@ -1,4 +1,4 @@
-// symmetry_loss: checks and glue. The mathematics is in cpu/symmetry_loss.h.
+// symmetry_loss: checks and glue. The mathematics is in cpu/symmetry_loss.h and cuda/class_terms.cuh.
 #include "cpu/symmetry_loss.h"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "support/confusion_arguments.h"
+#include "support/gpu_classes.h"
 #include "support/parallel.h"
 #include "support/symmetry_options.h"
 #include "support/symmetry_terms.h"
@@ -13,6 +14,22 @@
 
 namespace fairkernels {
 namespace {
+
+#if defined(FK_WITH_CUDA)
+
+ClassTask symmetry_task(const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, double eps,
+                        const SymmetryOptions& options, double temperature, int64_t ignore_index) {
+  ClassTask task = class_task(logits, labels, temperature, ignore_index);
+  task.sample_weight = class_operand(sample_weight, 1);
+  task.wants_symmetry = true;
+  task.mean_of_pairs = options.reduction == Reduction::mean;
+  task.ignores_absent = options.absent == Absent::ignore;
+  task.sym_weight = 1;
+  task.eps = eps;
+  return task;
+}
+
+#endif
 
 template <typename T>
 double forward_problem(const ConfusionArguments& arguments, int64_t problem, const SymmetryOptions& options, double eps,
@@ -35,8 +52,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels, c
   const SymmetryOptions options(absent, reduction);
   const ConfusionArguments arguments(logits, labels, sample_weight, temperature, ignore_index);
   const Shape shape = coefficients_shape(arguments, options.absent);
-  const Tensor loss = empty(reshaped(arguments.shape, 2, {}), arguments.dtype);
-  const Tensor coefficients = empty(shape, accumulator_dtype(arguments.dtype));
+  const Tensor loss = empty(reshaped(arguments.shape, 2, {}), arguments.dtype, &logits);
+  const Tensor coefficients = empty(shape, accumulator_dtype(arguments.dtype), &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits)) {
+    ClassTask task = symmetry_task(logits, labels, sample_weight, eps, options, temperature, ignore_index);
+    task.total = results_of(loss);
+    task.coefficients = results_of(coefficients);
+    run_class_terms(task, logits);
+    return {loss, coefficients};
+  }
+#endif
   with_float_type(arguments.dtype, [&](auto type) {
     using T = decltype(type);
     T* losses = mutable_data_of<T>(loss);
@@ -70,23 +96,29 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, Abse
 Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, double eps,
                 StringHandle absent, StringHandle reduction, double temperature, int64_t ignore_index,
                 const Tensor& coefficients) {
-  (void)eps;  // already in the coefficients, as is the reduction
   const SymmetryOptions options(absent, reduction);
   const ConfusionArguments arguments(logits, labels, sample_weight, temperature, ignore_index);
   const Shape shape = coefficients_shape(arguments, options.absent);
   require_dtype(grad, arguments.dtype, "grad");
   require_shape(grad, reshaped(arguments.shape, 2, {}), "grad");
-  require_dtype(coefficients, accumulator_dtype(arguments.dtype), "coefficients");
-  require_shape(coefficients, shape, "coefficients");
-  const Tensor dense = coefficients.is_contiguous() ? coefficients : torch::stable::contiguous(coefficients);
-  const Tensor grad_logits = empty(arguments.shape, arguments.dtype);
+  const Tensor saved = dense(coefficients, shape, accumulator_dtype(arguments.dtype), "coefficients");
+  const Tensor grad_logits = empty(arguments.shape, arguments.dtype, &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits)) {
+    ClassTask task = symmetry_task(logits, labels, sample_weight, eps, options, temperature, ignore_index);
+    task.grad = class_operand(grad, 0);
+    task.coefficients = const_cast<void*>(saved.const_data_ptr());
+    run_class_gradient(task, logits, grad_logits);
+    return grad_logits;
+  }
+#endif
   const ProblemOffset grad_offset(grad, 0);
   with_float_type(arguments.dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t size = arguments.samples * arguments.classes;
     for_each_problem(arguments.problems, size, [&](int64_t problem) {
       const double factor = widen(data_of<T>(grad)[grad_offset(problem)]) / temperature;
-      const auto matrix = problem_matrix(data_of<Accumulator<T>>(dense), shape, problem);
+      const auto matrix = problem_matrix(data_of<Accumulator<T>>(saved), shape, problem);
       backward_problem(arguments, problem, options.absent, factor, matrix, mutable_data_of<T>(grad_logits) + problem * size);
     });
   });
@@ -109,3 +141,10 @@ STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_symmetry_loss_native", TORCH_BOX(&fairkernels::forward));
   m.impl("_symmetry_loss_backward_native", TORCH_BOX(&fairkernels::backward));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_symmetry_loss_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_symmetry_loss_backward_native", TORCH_BOX(&fairkernels::backward));
+}
+#endif

@@ -84,6 +84,11 @@ FK_DEVICE int bits_set(unsigned word) {
   return __popc(word);
 }
 
+// Sets bits of a word in shared memory that other threads of the block may set bits of at the same time.
+FK_DEVICE void set_bits(unsigned* word, unsigned bits) {
+  atomicOr(word, bits);
+}
+
 // The memory of the block that its launch has asked for.
 template <typename T>
 FK_DEVICE T* shared_memory() {

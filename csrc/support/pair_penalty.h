@@ -34,8 +34,11 @@ FK_HOST_DEVICE FK_INLINE PairPenalty<Real> pair_penalty(Real forward, Real backw
 }
 
 template <typename Real>
+constexpr Real kLeastEps = 4 * std::numeric_limits<Real>::min();
+
+template <typename Real>
 FK_HOST_DEVICE FK_INLINE Real least_eps(double eps) {
-  const Real least = 4 * std::numeric_limits<Real>::min();
+  constexpr Real least = kLeastEps<Real>;
   return static_cast<Real>(eps) < least ? least : static_cast<Real>(eps);
 }
 

@@ -20,13 +20,6 @@ inline IterationOptions take_iteration(StringHandle handle, std::optional<int64_
   return iteration_options(method == "locg", dtype == Dtype::float64, iters.value_or(-1), tol.value_or(-1));
 }
 
-// A saved result as the backward reads it.
-inline Tensor dense(const Tensor& tensor, const Shape& shape, Dtype dtype, const char* name) {
-  require_dtype(tensor, dtype, name);
-  require_shape(tensor, shape, name);
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
 // The loops of the torch-free kernels, on several threads.
 struct Threads {
   template <typename Function>

@@ -167,6 +167,13 @@ inline Tensor empty(const Shape& shape, Dtype dtype, const Tensor* beside = null
   return empty_strided(shape, contiguous_strides(shape), dtype, beside);
 }
 
+// A saved result as the backward reads it.
+inline Tensor dense(const Tensor& tensor, const Shape& shape, Dtype dtype, const char* name) {
+  require_dtype(tensor, dtype, name);
+  require_shape(tensor, shape, name);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 template <typename T>
 const T* data_of(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

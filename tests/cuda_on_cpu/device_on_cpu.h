@@ -380,6 +380,10 @@ inline int bits_set(unsigned word) {
   return __builtin_popcount(word);
 }
 
+inline void set_bits(unsigned* word, unsigned bits) {
+  *word |= bits;
+}
+
 template <typename T>
 T* shared_memory() {
   return static_cast<T*>(Block::current()->block->dynamic());

@@ -1,0 +1,406 @@
+// The gradient of class terms by the logits.
+// Bound by memory: one read of the logits and one write of their gradient, 8 bytes of an element in fp32, and an exp; the
+// rows of coefficients come out of the cache. One launch. Rows of more than 4,096 classes are read three times, all but
+// the first time from the cache. Before it comes one that reads the labels where a mean is taken over more than 4,096
+// samples.
+#pragma once
+
+#include "cuda/class_rows.cuh"
+#include "cuda/class_set.cuh"
+
+namespace fairkernels {
+
+constexpr int kWeightThreads = 256;
+constexpr int64_t kSamplesOfPart = 4096;  // whose labels a block reads for a mean
+constexpr int64_t kMostSampleParts = 256;
+
+// A piece of a row longer than a LongRow.
+template <typename T>
+using PieceRow = RowLayout<T, 512, std::is_same_v<T, double> ? 2 : 8>;
+
+struct GradientShape {
+  int64_t blocks;  // of a problem
+  int64_t rows;    // of a block
+  int64_t parts;   // sums of weights in the workspace; 0: each block adds them up
+};
+
+inline bool is_compact(const ClassTask& task) {
+  return task.samples < task.classes;
+}
+
+inline bool divides_by_samples(const ClassTask& task) {
+  return task.ce_weight != 0 && task.wants_cross_entropy && task.mean_of_samples;
+}
+
+inline int64_t sample_parts(const ClassTask& task) {
+  if (!divides_by_samples(task) || task.samples <= kSamplesOfPart) {
+    return 0;
+  }
+  const int64_t parts = (task.samples + kSamplesOfPart - 1) / kSamplesOfPart;
+  return parts < kMostSampleParts ? parts : kMostSampleParts;
+}
+
+// The sum of the class weights of samples [begin, end), the same in all threads of the block.
+template <typename T>
+FK_DEVICE double sum_of_weights(const ClassTask& task, const ClassSamples<T>& samples, int64_t begin, int64_t end) {
+  double sum = 0;
+  for (int64_t b = begin + device::thread(); b < end; b += device::threads()) {
+    const int64_t label = class_of(task, samples, b);
+    if (label < task.classes) {
+      sum += weight_of(task, samples, b) * class_weight_of(task, samples, label);
+    }
+  }
+  return block_sum(sum);
+}
+
+template <typename T>
+FK_KERNEL(kWeightThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, int64_t parts) {
+  const int64_t problem = device::block() / parts;
+  const int64_t part = device::block() - problem * parts;
+  const ClassSamples<T> samples(task, problem);
+  const double sum = sum_of_weights(task, samples, task.samples * part / parts, task.samples * (part + 1) / parts);
+  if (device::thread() == 0) {
+    static_cast<double*>(task.workspace)[device::block()] = sum;
+  }
+}
+
+// What all rows of a problem have in common.
+template <typename T>
+struct ProblemSlopes {
+  using Real = Accumulator<T>;
+
+  const T* grad;          // of the confusion matrix, or of the total; null: 1
+  const Real* table;      // coefficients
+  int64_t width;          // of a row of them
+  const Real* counts;     // of soft_confusion
+  double all_counts = 0;  // with Normalize::by_all
+  Real entropy = 0;       // what a sample's loss is multiplied by, but for its class weight
+  Real all_weights = 0;   // of the classes, with label smoothing
+
+  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int64_t parts)
+      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task, task.grad, problem) : 0)),
+        width(task.ignores_absent && task.samples < task.classes ? task.samples : task.classes),
+        counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)) {
+    const int64_t rows = task.samples < task.classes ? task.samples : task.classes;
+    table = static_cast<const Real*>(task.coefficients) + (task.coefficients != nullptr ? problem * rows * width : 0);
+    if (task.confusion_as_logits && task.normalize == Normalize::by_all) {
+      double sum = 0;
+      for (int64_t label = device::thread(); label < task.classes; label += device::threads()) {
+        sum += counts[label];
+      }
+      all_counts = block_sum(sum);
+    }
+    if (task.ce_weight != 0 && task.wants_cross_entropy) {
+      double divisor = 1;
+      if (parts > 0) {
+        divisor = 0;
+        for (int64_t part = 0; part < parts; ++part) {
+          divisor += static_cast<const double*>(task.workspace)[problem * parts + part];
+        }
+      } else if (task.mean_of_samples) {
+        divisor = sum_of_weights(task, samples, 0, task.samples);
+      }
+      entropy = static_cast<Real>(task.ce_weight / divisor);
+      if (task.label_smoothing != 0) {
+        all_weights = sum_of_class_weights(task, samples);
+      }
+    }
+  }
+};
+
+// The derivatives by the rates of a sample's class.
+template <typename T>
+struct RateSlopes {
+  using Real = Accumulator<T>;
+
+  const T* grad = nullptr;      // of the confusion matrix: this row of it
+  const Real* table = nullptr;  // else this row of the coefficients
+  int64_t stride = 1;
+  ClassSet set;  // where there is one, columns are those of its classes
+};
+
+// What the gradient of one row is made of: p (rates (g - <g, p>) + common) + towards (p - e_y) - by_class w.
+template <typename T>
+struct SampleSlopes {
+  using Real = Accumulator<T>;
+
+  int label;
+  bool by_rates;  // whether there are any
+  RateSlopes<T> slope;
+  Real rates;
+  Real common;
+  Real towards;
+  Real by_class;
+};
+
+template <typename T>
+FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>& samples, const ProblemSlopes<T>& problem,
+                                    const ClassSet& set, int64_t b, int label) {
+  using Real = Accumulator<T>;
+  SampleSlopes<T> slopes{label, false, {}, 0, 0, 0, 0};
+  const Real weight = weight_of(task, samples, b);
+  if (task.confusion_as_logits) {
+    slopes.by_rates = true;
+    slopes.slope.grad = problem.grad + label * task.grad.row_stride;
+    slopes.slope.stride = task.grad.stride;
+    slopes.rates = weight;
+    if (task.normalize == Normalize::by_all) {
+      slopes.rates = divided(weight, static_cast<Real>(problem.all_counts));
+    } else if (task.normalize == Normalize::by_true_class) {
+      slopes.rates = divided(weight, problem.counts[label]);
+    }
+  } else {
+    const Real unit = problem.grad != nullptr ? weight * widen(*problem.grad) : weight;
+    if (task.sym_weight != 0 && task.wants_symmetry) {
+      slopes.by_rates = true;
+      slopes.slope.table = problem.table + (set ? set.rank(label) : label) * problem.width;
+      slopes.slope.set = task.ignores_absent ? set : ClassSet();
+      slopes.rates = unit;
+    }
+    if (task.ce_weight != 0 && task.wants_cross_entropy) {
+      const Real smoothing = static_cast<Real>(task.label_smoothing);
+      const Real entropy = unit * problem.entropy;
+      slopes.towards = entropy * class_weight_of(task, samples, label);
+      if (smoothing != 0) {
+        slopes.towards *= 1 - smoothing;
+        slopes.by_class = entropy * (smoothing / static_cast<Real>(task.classes));
+        slopes.common = slopes.by_class * problem.all_weights;
+      }
+    }
+  }
+  slopes.rates /= static_cast<Real>(task.temperature);
+  return slopes;
+}
+
+// Sums over a row: its softmax; the slope at its top class, of several the largest, and how much the mean slope differs
+// from it; the exponentials of the wrong classes. A sure row would lose its gradient to rounding if slopes were not taken
+// relative to its top class, and 1 - p_y not as the sum of the others.
+template <typename Real>
+struct GradientSums {
+  Real top;
+  Real total;
+  Real slope_at_top;
+  Real mean;
+  Real others;
+};
+
+// Part of a row in registers: logits, later exponentials, and slopes.
+template <typename Layout>
+struct HeldRow {
+  typename Layout::Real z[Layout::kHeld];
+  typename Layout::Real slope[Layout::kHeld];
+};
+
+template <typename Layout, typename T>
+FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes, int first,
+                         HeldRow<Layout>& held) {
+  load_logits<Layout>(task, row, first, held.z);
+#pragma unroll
+  for (int e = 0; e < Layout::kHeld; ++e) {
+    held.slope[e] = 0;
+  }
+  if (!slopes.by_rates) {
+    return;
+  }
+  const RateSlopes<T>& slope = slopes.slope;
+  if (slope.grad != nullptr) {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = widen(slope.grad[column * slope.stride]); });
+  } else if (!slope.set) {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = slope.table[column]; });
+  } else {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+      if (slope.set.has(column)) {
+        held.slope[e] = slope.table[slope.set.rank(column)];
+      }
+    });
+  }
+}
+
+template <typename Layout>
+FK_DEVICE typename Layout::Real slope_where(const HeldRow<Layout>& held, typename Layout::Real top) {
+  typename Layout::Real slope = -kInfinity<typename Layout::Real>;
+#pragma unroll
+  for (int e = 0; e < Layout::kHeld; ++e) {
+    slope = held.z[e] == top && held.slope[e] > slope ? held.slope[e] : slope;
+  }
+  return slope;
+}
+
+// Of exponentials: adds what this thread holds to the sums that need the slope at the top.
+template <typename Layout>
+FK_DEVICE void add_held(const HeldRow<Layout>& held, int first, int classes, int label,
+                        GradientSums<typename Layout::Real>& sums) {
+  for_columns<Layout>(first, classes, [&](int e, int column) {
+    sums.mean += held.z[e] * (held.slope[e] - sums.slope_at_top);
+    sums.others += column == label ? 0 : held.z[e];
+  });
+}
+
+template <typename Layout>
+FK_DEVICE void finish(GradientSums<typename Layout::Real>& sums) {
+  sums.mean = Layout::Members::sum(sums.mean) / sums.total;
+  sums.others = Layout::Members::sum(sums.others);
+}
+
+// Of a row that is held whole; its logits become exponentials.
+template <typename Layout>
+FK_DEVICE GradientSums<typename Layout::Real> sums_of_held(const ClassTask& task, int label, HeldRow<Layout>& held) {
+  using Members = typename Layout::Members;
+  GradientSums<typename Layout::Real> sums{};
+  const auto top = Members::max(largest_held(held.z));
+  sums.slope_at_top = Members::max(slope_where(held, top));
+  sums.top = finite_top(top);
+  sums.total = Members::sum(to_exps(sums.top, held.z));
+  add_held(held, 0, task.classes, label, sums);
+  finish<Layout>(sums);
+  return sums;
+}
+
+// Of a row that is held piece by piece.
+template <typename Layout, typename T>
+FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes,
+                                                             HeldRow<Layout>& held) {
+  using Real = typename Layout::Real;
+  using Members = typename Layout::Members;
+  GradientSums<Real> sums{};
+  Real top = -kInfinity<Real>;
+  Real total = 0;
+  Real slope = -kInfinity<Real>;
+  for (int first = 0; first < task.classes; first += Layout::kColumns) {
+    load_held(task, row, slopes, first, held);
+    const Real here = largest_held(held.z);
+    const Real raised = here > top ? here : top;
+    const Real at_raised = slope_where(held, raised);
+    slope = here > top || at_raised > slope ? at_raised : slope;
+    total = total * std::exp(finite_top(top) - finite_top(raised)) + to_exps(finite_top(raised), held.z);
+    top = raised;
+  }
+  const Real highest = Members::max(top);
+  sums.slope_at_top = Members::max(top == highest ? slope : -kInfinity<Real>);
+  sums.top = finite_top(highest);
+  sums.total = Members::sum(total * std::exp(finite_top(top) - sums.top));
+  for (int first = 0; first < task.classes; first += Layout::kColumns) {
+    load_held(task, row, slopes, first, held);
+    to_exps(sums.top, held.z);
+    add_held(held, first, task.classes, slopes.label, sums);
+  }
+  finish<Layout>(sums);
+  return sums;
+}
+
+// Exponentials become the gradient.
+template <typename Layout, typename T>
+FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<typename Layout::Real>& weights,
+                           const SampleSlopes<T>& slopes, const GradientSums<typename Layout::Real>& sums, int first, HeldRow<Layout>& held) {
+  using Real = typename Layout::Real;
+  const Real inverse = 1 / sums.total;
+  for_columns<Layout>(first, task.classes, [&](int e, int column) {
+    const Real rate = held.z[e] * inverse;
+    const Real relative = (held.slope[e] - sums.slope_at_top) - sums.mean;
+    Real gradient = slopes.by_rates ? rate * (slopes.rates * relative + slopes.common) : rate * slopes.common;
+    gradient += slopes.towards * (column == slopes.label ? -(sums.others * inverse) : rate);
+    if (slopes.by_class != 0) {
+      gradient -= slopes.by_class * weights[column];
+    }
+    held.z[e] = gradient;
+  });
+}
+
+// Class weights in shared memory: all, or those of a piece.
+template <typename Layout>
+FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
+  const int columns = task.classes < Layout::kColumns ? task.classes : Layout::kColumns;
+  return stages_weights(task) ? columns : 0;
+}
+
+template <typename Layout, bool kPieces>
+FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
+  using T = typename Layout::Type;
+  using Real = typename Layout::Real;
+  using Members = typename Layout::Members;
+  const int64_t problem = device::block() / shape.blocks;
+  const int64_t begin = (device::block() - problem * shape.blocks) * shape.rows;
+  const int64_t end = begin + shape.rows < task.samples ? begin + shape.rows : task.samples;
+  const ClassSamples<T> samples(task, problem);
+  const ProblemSlopes<T> common(task, samples, problem, shape.parts);
+  const bool compact = task.wants_symmetry && task.sym_weight != 0 && task.samples < task.classes;
+  Real* staged = device::shared_memory<Real>();
+  const ClassSet set =
+      compact ? ClassSet(task, samples, reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task))) : ClassSet();
+  const StagedWeights<Real> all = kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, staged);
+  T* out = static_cast<T*>(task.gradient) + problem * task.samples * task.classes;
+
+  for (int64_t turn = begin; turn < end; turn += Members::count()) {
+    const int64_t b = turn + Members::number() < end ? turn + Members::number() : begin;
+    const bool inside = turn + Members::number() < end;
+    const int label = class_of(task, samples, b);
+    const bool counts = label != task.classes;
+    const T* row = samples.logits + b * task.logits.row_stride;
+    const SampleSlopes<T> slopes =
+        counts ? slopes_of(task, samples, common, set, b, label) : SampleSlopes<T>{};
+    HeldRow<Layout> held{};
+    if constexpr (!kPieces) {
+      if (counts) {
+        load_held(task, row, slopes, 0, held);
+      }
+      const auto sums = sums_of_held(task, label, held);
+      if (counts) {
+        to_gradient(task, all, slopes, sums, 0, held);
+      } else {
+        held = {};
+      }
+      if (inside) {
+        store_row<Layout>(held.z, 0, task.classes, out + b * task.classes);
+      }
+    } else {
+      const auto sums = counts ? sums_of_pieces(task, row, slopes, held) : GradientSums<typename Layout::Real>{};
+      for (int first = 0; first < task.classes; first += Layout::kColumns) {
+        held = {};
+        if (counts) {
+          load_held(task, row, slopes, first, held);
+          to_exps(sums.top, held.z);
+          to_gradient(task, stage_weights(task, samples, first, Layout::kColumns, staged), slopes, sums, first, held);
+        }
+        store_row<Layout>(held.z, first, task.classes, out + b * task.classes);
+      }
+    }
+  }
+}
+
+template <typename Layout, bool kPieces>
+int launch_class_gradient_with(const ClassTask& task, void* stream) {
+  const bool compact = task.wants_symmetry && task.sym_weight != 0 && is_compact(task);
+  const int64_t teams = Layout::kBlockThreads / Layout::Members::kSize;
+  const int64_t turns = compact || divides_by_samples(task) ? 4 : 1;
+  const int64_t rows = teams * turns;
+  const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task)};
+  const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + (compact ? class_set_bytes(task.classes) : 0);
+  return device::launch(class_gradient<Layout, kPieces>, {task.problems * shape.blocks, Layout::kBlockThreads, bytes}, stream, task,
+                        shape);
+}
+
+template <typename T>
+int launch_class_gradient(const ClassTask& task, void* stream) {
+  const int64_t parts = sample_parts(task);
+  if (parts > 0) {
+    const int error = device::launch(class_weight_sums<T>, {task.problems * parts, kWeightThreads}, stream, task, parts);
+    if (error != 0) {
+      return error;
+    }
+  }
+  if (task.classes <= ShortRow<T>::kColumns) {
+    return launch_class_gradient_with<ShortRow<T>, false>(task, stream);
+  }
+  if (task.classes <= WarpRow<T>::kColumns) {
+    return launch_class_gradient_with<WarpRow<T>, false>(task, stream);
+  }
+  if (task.classes <= BlockRow<T>::kColumns) {
+    return launch_class_gradient_with<BlockRow<T>, false>(task, stream);
+  }
+  if (task.classes <= LongRow<T>::kColumns) {
+    return launch_class_gradient_with<LongRow<T>, false>(task, stream);
+  }
+  return launch_class_gradient_with<PieceRow<T>, true>(task, stream);
+}
+
+}  // namespace fairkernels

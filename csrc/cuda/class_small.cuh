@@ -1,0 +1,463 @@
+// The terms of few classes, whose sums by class lie in shared memory together.
+// Bound by one read of the logits, an exp each, and for small batches by the latency of a few barriers. Up to 1,024
+// samples: one launch, a block for each problem. More: one launch whose blocks add up a stretch of samples each, and
+// one, a block for each problem, that adds the stretches and makes the terms.
+#pragma once
+
+#include "cuda/class_rows.cuh"
+#include "support/pair_penalty.h"
+
+namespace fairkernels {
+
+constexpr int kSmallThreads = 512;
+constexpr int kMostSmallClasses = 64;
+constexpr int64_t kFewSamples = 1024;  // that one block adds up
+constexpr int64_t kMostStretches = 256;
+constexpr size_t kSmallBytes = 56 << 10;  // of the rates of the rows that are worked on together
+
+template <typename T>
+bool has_few_classes(const ClassTask& task) {
+  return task.classes <= ShortRow<T>::kColumns;
+}
+
+// How the samples of a problem are divided: among blocks, and within a block into chunks, rows whose rates are kept.
+struct SmallShape {
+  int64_t stretches;
+  int64_t stretch;
+  int64_t chunk;  // a multiple of 32
+};
+
+inline SmallShape small_shape(const ClassTask& task, size_t real_bytes) {
+  SmallShape shape{1, task.samples, 0};
+  if (task.samples > kFewSamples) {
+    const int64_t wanted = (task.samples + kFewSamples / 4 - 1) / (kFewSamples / 4);
+    shape.stretches = wanted < kMostStretches ? wanted : kMostStretches;
+    shape.stretch = (task.samples + shape.stretches - 1) / shape.stretches;
+  }
+  const int64_t warp = device::kWarp;
+  const int64_t fits = static_cast<int64_t>(kSmallBytes / ((task.classes + 1) * real_bytes)) / warp * warp;
+  const int64_t all = (shape.stretch + warp - 1) / warp * warp;
+  shape.chunk = all < fits ? all : fits;
+  return shape;
+}
+
+// Sums by class of each stretch: K rows of K rates and a weight, and the sum of the losses.
+template <typename Real>
+struct SmallWorkspace {
+  double* losses;  // [problems, stretches]
+  Real* sums;      // [problems, stretches, K, K + 1]
+
+  FK_HOST_DEVICE SmallWorkspace(const ClassTask& task, const SmallShape& shape)
+      : losses(static_cast<double*>(task.workspace)),
+        sums(reinterpret_cast<Real*>(losses + task.problems * shape.stretches)) {}
+
+  static int64_t bytes(const ClassTask& task, const SmallShape& shape) {
+    const int64_t reals = task.classes * (task.classes + 1);
+    return shape.stretches == 1 ? 0 : task.problems * shape.stretches * (8 + reals * static_cast<int64_t>(sizeof(Real)));
+  }
+};
+
+// What a block has in shared memory. A row of rates, or of sums of them, ends with the weight.
+template <typename Real>
+struct SmallBlock {
+  int classes;
+  int pitch;
+  int words;       // of a mask
+  Real* sums;      // [K, pitch]
+  Real* lost;      // [K, pitch], of the sums by rounding
+  Real* rates;     // [chunk, pitch]
+  int* key;        // [chunk]
+  unsigned* mask;  // [K, words]: the rows of each class
+
+  FK_DEVICE SmallBlock(const ClassTask& task, const SmallShape& shape)
+      : classes(task.classes), pitch(classes + 1), words(static_cast<int>(shape.chunk) / device::kWarp) {
+    sums = device::shared_memory<Real>();
+    lost = sums + classes * pitch;
+    rates = lost + classes * pitch;
+    key = reinterpret_cast<int*>(rates + shape.chunk * pitch);
+    mask = reinterpret_cast<unsigned*>(key + shape.chunk);
+  }
+
+  static size_t bytes(const ClassTask& task, const SmallShape& shape) {
+    const size_t classes = task.classes;
+    const size_t reals = (classes + 1) * (2 * classes + shape.chunk);
+    return reals * sizeof(Real) + 4 * shape.chunk + classes * (shape.chunk / 8);
+  }
+};
+
+// Classes that have a row in the coefficients, in increasing order: those that occur, or all where there is room.
+struct SmallSlots {
+  int used;
+  int label[kMostSmallClasses];
+};
+
+// What this thread adds to the sum over k of w_k (top - z_k).
+template <typename Layout>
+FK_DEVICE typename Layout::Real weighted_drop(const StagedWeights<typename Layout::Real>& weights, int first, int classes,
+                                              typename Layout::Real top, const typename Layout::Real (&z)[Layout::kHeld]) {
+  typename Layout::Real drop = 0;
+  for_columns<Layout>(first, classes, [&](int e, int column) { drop += weights[column] * (top - z[e]); });
+  return drop;
+}
+
+// The loss of a sample by the logarithm of its row's sum, its drop from the largest logit, and all weighted drops.
+template <typename Real>
+FK_DEVICE Real row_loss(const ClassTask& task, Real log_total, Real own_drop, Real own_weight, Real all_weights,
+                        Real all_drops) {
+  const Real smoothing = static_cast<Real>(task.label_smoothing);
+  const Real own = own_weight * (log_total + own_drop);
+  if (smoothing == 0) {
+    return own;
+  }
+  return (1 - smoothing) * own + smoothing / static_cast<Real>(task.classes) * (all_weights * log_total + all_drops);
+}
+
+// Puts the weighted rates of a chunk's rows into shared memory; returns the sum of this thread's losses.
+template <typename T>
+FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& samples, int64_t first, int rows,
+                             const StagedWeights<Accumulator<T>>& weights, Accumulator<T> all_weights,
+                             const SmallBlock<Accumulator<T>>& block) {
+  using Layout = ShortRow<T>;
+  using Real = Accumulator<T>;
+  using Members = typename Layout::Members;
+  double losses = 0;
+  for (int turn = 0; turn < rows; turn += Members::count()) {
+    const int r = turn + Members::number();
+    const int64_t b = first + (r < rows ? r : 0);
+    const int label = class_of(task, samples, b);
+    const bool counts = r < rows && label != task.classes;
+    const T* row = samples.logits + b * task.logits.row_stride;
+    Real z[Layout::kHeld] = {};
+    if (counts) {
+      load_logits<Layout>(task, row, 0, z);
+    }
+    Real all_drops = 0;
+    const Real top = finite_top(Members::max(largest_held(z)));
+    if (task.wants_cross_entropy && task.label_smoothing != 0) {
+      all_drops = Members::sum(weighted_drop<Layout>(weights, 0, task.classes, top, z));
+    }
+    const Real total = Members::sum(to_exps(top, z));
+    if (!counts) {
+      continue;
+    }
+    const Real weight = weight_of(task, samples, b);
+    const Real factor = weight / total;
+    for_columns<Layout>(0, task.classes, [&](int e, int column) { block.rates[r * block.pitch + column] = z[e] * factor; });
+    if (Members::rank() == 0) {
+      block.rates[r * block.pitch + block.classes] = weight;
+      if (task.wants_cross_entropy) {
+        const Real own_drop = top - logit_at(task, row, label);
+        losses += weight * row_loss(task, std::log(total), own_drop, class_weight_of(task, samples, label), all_weights,
+                                    all_drops);
+      }
+    }
+  }
+  return losses;
+}
+
+// Which rows each class has, by votes of the warps.
+template <typename Real>
+FK_DEVICE void small_masks(const SmallBlock<Real>& block) {
+  const int lane = device::thread() % device::kWarp;
+  const int warp = device::thread() / device::kWarp;
+  for (int at = warp; at < block.classes * block.words; at += kSmallThreads / device::kWarp) {
+    const int label = at / block.words;
+    const unsigned rows = device::vote(block.key[(at - label * block.words) * device::kWarp + lane] == label);
+    if (lane == 0) {
+      block.mask[at] = rows;
+    }
+  }
+}
+
+// Adds the chunk's rows to the sums of their classes, each cell's in their order.
+template <typename Real>
+FK_DEVICE void add_chunk(const SmallBlock<Real>& block) {
+  for (int cell = device::thread(); cell < block.classes * block.pitch; cell += kSmallThreads) {
+    const int label = cell / block.pitch;
+    const Real* rates = block.rates + (cell - label * block.pitch);
+    Real sum = block.sums[cell];
+    Real lost = block.lost[cell];
+    for (int word = 0; word < block.words; ++word) {
+      unsigned rows = block.mask[label * block.words + word];
+      while (rows != 0) {
+        const int r = word * device::kWarp + device::bits_set((rows & -rows) - 1);
+        rows &= rows - 1;
+        add_exactly(rates[r * block.pitch], sum, lost);
+      }
+    }
+    block.sums[cell] = sum;
+    block.lost[cell] = lost;
+  }
+}
+
+// Samples [begin, end); returns the sum of this thread's losses.
+template <typename T>
+FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples<T>& samples, const SmallShape& shape, int64_t begin,
+                             int64_t end, const SmallBlock<Accumulator<T>>& block) {
+  for (int cell = device::thread(); cell < block.classes * block.pitch; cell += kSmallThreads) {
+    block.sums[cell] = 0;
+    block.lost[cell] = 0;
+  }
+  using Real = Accumulator<T>;
+  using Weights = Real[kMostSmallClasses];
+  FK_SHARED(Weights, staged);
+  const StagedWeights<Real> weights = stage_weights(task, samples, 0, kMostSmallClasses, staged);
+  Real all_weights = 0;
+  if (task.wants_cross_entropy && task.label_smoothing != 0) {
+    all_weights = sum_of_class_weights(task, samples);
+  }
+  double losses = 0;
+  for (int64_t first = begin; first < end; first += shape.chunk) {
+    const int rows = static_cast<int>(end - first < shape.chunk ? end - first : shape.chunk);
+    device::barrier();  // what was there before has been read
+    for (int r = device::thread(); r < static_cast<int>(shape.chunk); r += kSmallThreads) {
+      block.key[r] = r < rows ? class_of(task, samples, first + r) : block.classes;
+    }
+    losses += small_rates(task, samples, first, rows, weights, all_weights, block);
+    device::barrier();
+    small_masks(block);
+    device::barrier();
+    add_chunk(block);
+  }
+  device::barrier();
+  return losses;
+}
+
+// The classes that occur, from the masks of a single chunk.
+template <typename Real>
+FK_DEVICE void find_slots(const SmallBlock<Real>& block, bool direct, SmallSlots& slots) {
+  if (device::thread() == 0) {
+    slots.used = 0;
+    for (int label = 0; label < block.classes; ++label) {
+      unsigned rows = direct ? 1 : 0;
+      for (int word = 0; word < block.words && !direct; ++word) {
+        rows |= block.mask[label * block.words + word];
+      }
+      if (rows != 0) {
+        slots.label[slots.used++] = label;
+      }
+    }
+  }
+  device::barrier();
+}
+
+template <typename Real>
+FK_DEVICE void put(void* to, int64_t at, Real value) {
+  if (to != nullptr) {
+    static_cast<Real*>(to)[at] = value;
+  }
+}
+
+template <typename T>
+FK_DEVICE void put_rate(const ClassTask& task, int64_t at, Accumulator<T> rate) {
+  if (task.confusion_as_logits) {
+    static_cast<T*>(task.confusion)[at] = narrow(rate, T{});
+  } else {
+    static_cast<Accumulator<T>*>(task.confusion)[at] = rate;
+  }
+}
+
+template <typename T>
+FK_DEVICE void small_confusion(const ClassTask& task, int64_t problem, const SmallBlock<Accumulator<T>>& block) {
+  using Real = Accumulator<T>;
+  const int classes = block.classes;
+  for (int label = device::thread(); label < classes; label += kSmallThreads) {
+    put(task.counts, problem * classes + label, block.sums[label * block.pitch + classes]);
+  }
+  if (task.confusion == nullptr) {
+    return;
+  }
+  double all = 0;
+  for (int label = 0; label < classes && task.normalize == Normalize::by_all; ++label) {
+    all += block.sums[label * block.pitch + classes];
+  }
+  for (int cell = device::thread(); cell < classes * classes; cell += kSmallThreads) {
+    const Real* row = block.sums + cell / classes * block.pitch;
+    const Real sum = row[cell % classes];
+    const Real by = task.normalize == Normalize::by_all ? static_cast<Real>(all) : row[classes];
+    put_rate<T>(task, problem * classes * classes + cell, task.normalize == Normalize::none ? sum : divided(sum, by));
+  }
+}
+
+// What the sum over the pairs of `active` classes is multiplied by; the mean over no pairs is 0.
+FK_DEVICE double scale_of_pairs(const ClassTask& task, double active) {
+  const double pairs = active * (active - 1) / 2;
+  return task.mean_of_pairs ? (pairs > 0 ? 1 / pairs : 0) : 1;
+}
+
+// The symmetry gap; its derivatives by the sums of each class replace these.
+template <typename Real>
+FK_DEVICE double small_symmetry(const ClassTask& task, const SmallBlock<Real>& block) {
+  const int classes = block.classes;
+  const Real eps = least_eps<Real>(task.eps);
+  double active = static_cast<double>(classes);
+  if (task.ignores_absent) {
+    active = 0;
+    for (int label = 0; label < classes; ++label) {
+      active += block.sums[label * block.pitch + classes] != 0 ? 1 : 0;
+    }
+  }
+  const double scale = scale_of_pairs(task, active);
+  const Real factor = static_cast<Real>(task.sym_weight * scale);
+  double penalties = 0;
+  for (int cell = device::thread(); cell < classes * classes; cell += kSmallThreads) {
+    const int i = cell / classes;
+    const int j = cell - i * classes;
+    if (i > j) {
+      continue;
+    }
+    Real& forward = block.sums[i * block.pitch + j];
+    Real& backward = block.sums[j * block.pitch + i];
+    const Real row_count = block.sums[i * block.pitch + classes];
+    const Real column_count = block.sums[j * block.pitch + classes];
+    const Real rate = divided(forward, row_count);
+    if (i == j) {
+      penalties += 0 * rate;  // NaN is never lost, also where a class has no partner
+      forward = 0;
+      continue;
+    }
+    const PairPenalty<Real> pair = pair_penalty(rate, divided(backward, column_count), eps);
+    const bool charged = !task.ignores_absent || (row_count != 0 && column_count != 0);
+    penalties += charged ? pair.value : Real(0);
+    forward = charged ? divided(factor * pair.by_forward, row_count) : Real(0);
+    backward = charged ? divided(factor * pair.by_backward, column_count) : Real(0);
+  }
+  return scale * block_sum(penalties);
+}
+
+template <typename Real>
+FK_DEVICE void small_coefficients(const ClassTask& task, int64_t problem, const SmallBlock<Real>& block,
+                                  const SmallSlots& slots) {
+  const int classes = block.classes;
+  const int rows = task.samples < classes ? static_cast<int>(task.samples) : classes;
+  const int width = task.ignores_absent ? rows : classes;
+  Real* out = static_cast<Real*>(task.coefficients) + problem * rows * width;
+  for (int cell = device::thread(); cell < rows * width; cell += kSmallThreads) {
+    const int row = cell / width;
+    const int column = cell - row * width;
+    const bool used = row < slots.used && (!task.ignores_absent || column < slots.used);
+    const int label = task.ignores_absent && used ? slots.label[column] : column;
+    out[cell] = used ? block.sums[slots.label[row] * block.pitch + label] : Real(0);
+  }
+}
+
+// The mean over samples without weights is one over nothing.
+FK_DEVICE double mean_or_sum(const ClassTask& task, double losses, double divisor) {
+  if (!task.mean_of_samples) {
+    return losses;
+  }
+  return divisor != 0 ? losses / divisor : kNan<double>;
+}
+
+template <typename T>
+FK_DEVICE void put_values(const ClassTask& task, int64_t problem, double entropy, double gap, double sigma) {
+  using Real = Accumulator<T>;
+  put(task.cross_entropy, problem, static_cast<Real>(entropy));
+  put(task.symmetry, problem, static_cast<Real>(gap));
+  put(task.spectral, problem, static_cast<Real>(sigma));
+  double total = task.ce_weight != 0 ? task.ce_weight * entropy : 0;
+  total += task.sym_weight != 0 ? task.sym_weight * gap : 0;
+  put(task.total, problem, narrow(total, T{}));
+}
+
+// The terms, from the sums by class in shared memory.
+template <typename T>
+FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSamples<T>& samples, double losses,
+                           const SmallBlock<Accumulator<T>>& block, const SmallSlots& slots) {
+  small_confusion<T>(task, problem, block);
+  if (task.total == nullptr) {
+    return;
+  }
+  double entropy = 0;
+  double gap = 0;
+  if (task.wants_cross_entropy) {
+    double divisor = 0;
+    for (int label = 0; label < block.classes; ++label) {
+      const double count = block.sums[label * block.pitch + block.classes];
+      divisor += count != 0 ? class_weight_of(task, samples, label) * count : 0;
+    }
+    entropy = mean_or_sum(task, block_sum(losses), divisor);
+  }
+  device::barrier();  // the confusion matrix has been read
+  if (task.wants_symmetry) {
+    gap = small_symmetry(task, block);
+    device::barrier();
+    small_coefficients(task, problem, block, slots);
+  }
+  if (device::thread() == 0) {
+    put_values<T>(task, problem, entropy, gap, 0);
+  }
+  for (int label = device::thread(); label < block.classes && task.u != nullptr; label += kSmallThreads) {
+    put(task.u, problem * block.classes + label, Accumulator<T>(0));
+    put(task.v, problem * block.classes + label, Accumulator<T>(0));
+  }
+}
+
+template <typename T>
+FK_KERNEL(kSmallThreads) class_terms_small(FK_CONSTANT(ClassTask) task, SmallShape shape) {
+  using Real = Accumulator<T>;
+  FK_SHARED(SmallSlots, slots);
+  const int64_t problem = device::block() / shape.stretches;
+  const int64_t begin = (device::block() - problem * shape.stretches) * shape.stretch;
+  const int64_t end = begin + shape.stretch < task.samples ? begin + shape.stretch : task.samples;
+  const ClassSamples<T> samples(task, problem);
+  const SmallBlock<Real> block(task, shape);
+  const double losses = add_samples(task, samples, shape, begin, end, block);
+  if (shape.stretches == 1) {
+    find_slots(block, task.samples >= task.classes, slots);
+    small_terms(task, problem, samples, losses, block, slots);
+    return;
+  }
+  const SmallWorkspace<Real> workspace(task, shape);
+  const int cells = block.classes * block.pitch;
+  for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
+    workspace.sums[device::block() * cells + cell] = block.sums[cell];
+  }
+  const double sum = block_sum(losses);
+  if (device::thread() == 0) {
+    workspace.losses[device::block()] = sum;
+  }
+}
+
+// Adds the stretches, in their order.
+template <typename T>
+FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallShape shape) {
+  using Real = Accumulator<T>;
+  FK_SHARED(SmallSlots, slots);
+  const int64_t problem = device::block();
+  const ClassSamples<T> samples(task, problem);
+  const SmallBlock<Real> block(task, SmallShape{1, 0, 0});
+  const SmallWorkspace<Real> workspace(task, shape);
+  const int cells = block.classes * block.pitch;
+  for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
+    Real sum = 0;
+    Real lost = 0;
+    for (int64_t stretch = 0; stretch < shape.stretches; ++stretch) {
+      add_exactly(workspace.sums[(problem * shape.stretches + stretch) * cells + cell], sum, lost);
+    }
+    block.sums[cell] = sum;
+  }
+  double losses = 0;
+  for (int64_t stretch = device::thread(); stretch < shape.stretches; stretch += kSmallThreads) {
+    losses += workspace.losses[problem * shape.stretches + stretch];
+  }
+  device::barrier();
+  find_slots(block, true, slots);
+  small_terms(task, problem, samples, losses, block, slots);
+}
+
+template <typename T>
+int launch_class_terms_small(const ClassTask& task, void* stream) {
+  using Real = Accumulator<T>;
+  const SmallShape shape = small_shape(task, sizeof(Real));
+  const device::Grid grid{task.problems * shape.stretches, kSmallThreads, SmallBlock<Real>::bytes(task, shape)};
+  const int error = device::launch(class_terms_small<T>, grid, stream, task, shape);
+  if (error != 0 || shape.stretches == 1) {
+    return error;
+  }
+  const SmallShape none{1, 0, 0};
+  return device::launch(class_terms_combine<T>, {task.problems, kSmallThreads, SmallBlock<Real>::bytes(task, none)}, stream,
+                        task, shape);
+}
+
+}  // namespace fairkernels

@@ -1,0 +1,382 @@
+// What each class's samples add up to: rates and losses. A block owns a class, or a piece of its columns.
+// Bound by one read of the logits, an exp each, and the rows that it writes. One launch; rows of more than 4,096 classes
+// are read twice, in two launches. Up to 2,048 samples a block finds those of its class by reading the labels.
+#pragma once
+
+#include "cuda/class_order.cuh"
+#include "cuda/class_set.cuh"
+#include "cuda/class_small.cuh"
+
+namespace fairkernels {
+
+constexpr int kSumWarps = 16;  // of a block, where each has a row
+constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
+
+// Top, sum and weighted drops of a row.
+constexpr int kRowNumbers = 3;
+
+// Rows of a problem are classes, or where there are fewer samples than classes those that occur, in increasing order.
+// `slots` blocks, or so many times the pieces of a row, work on a problem: one for each class, or one for each row.
+struct SumShape {
+  int64_t rows;
+  int64_t width;  // of the coefficients
+  int64_t slots;
+  int64_t pieces;
+  int64_t pair_blocks;
+  bool by_class;
+  bool compact;
+  bool ordered;
+
+  FK_HOST_DEVICE bool gathers(const ClassTask& task) const { return compact && task.ignores_absent; }
+};
+
+template <typename T>
+SumShape sum_shape(const ClassTask& task) {
+  SumShape shape{};
+  shape.compact = task.samples < task.classes;
+  shape.rows = shape.compact ? task.samples : task.classes;
+  shape.width = task.ignores_absent ? shape.rows : task.classes;
+  shape.by_class = !shape.compact || task.confusion != nullptr;
+  shape.slots = shape.by_class ? task.classes : shape.rows;
+  shape.pieces = (task.classes + LongRow<T>::kColumns - 1) / LongRow<T>::kColumns;
+  shape.ordered = task.samples > kMostScanned;
+  const int64_t tiles = (shape.rows + device::kWarp - 1) / device::kWarp;
+  shape.pair_blocks = tiles * (tiles + 1) / 2 + (shape.compact && !task.ignores_absent ? shape.rows : 0);
+  return shape;
+}
+
+// Memory between the launches.
+template <typename Real>
+struct SumWorkspace {
+  double* losses;     // [problems, slots]
+  double* divisors;   // [problems, slots]
+  double* penalties;  // [problems, pair_blocks]
+  ClassOrderTables tables;
+  Real* counts;   // [problems, rows]
+  Real* numbers;  // [problems, B, kRowNumbers]
+  int64_t bytes;
+
+  FK_HOST_DEVICE SumWorkspace(const ClassTask& task, const SumShape& shape) : bytes(0) {
+    losses = take<double>(task, task.problems * shape.slots);
+    divisors = take<double>(task, task.problems * shape.slots);
+    penalties = take<double>(task, task.problems * shape.pair_blocks);
+    tables.order = take<int64_t>(task, shape.ordered ? task.problems * task.samples : 0);
+    tables.starts = take<int64_t>(task, shape.ordered ? task.problems * (task.classes + 1) : 0);
+    counts = take<Real>(task, task.problems * shape.rows);
+    numbers = take<Real>(task, shape.pieces > 1 ? task.problems * task.samples * kRowNumbers : 0);
+  }
+
+ private:
+  template <typename Number>
+  FK_HOST_DEVICE Number* take(const ClassTask& task, int64_t count) {
+    Number* taken = reinterpret_cast<Number*>(static_cast<unsigned char*>(task.workspace) + bytes);
+    bytes += count * static_cast<int64_t>(sizeof(Number));
+    return taken;
+  }
+};
+
+// Tops, sums and drops of rows that are held piece by piece. A block has a row.
+template <typename T>
+FK_KERNEL(LongRow<T>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape shape) {
+  using Layout = LongRow<T>;
+  using Real = Accumulator<T>;
+  using Members = typename Layout::Members;
+  const int64_t problem = device::block() / task.samples;
+  const int64_t b = device::block() - problem * task.samples;
+  const ClassSamples<T> samples(task, problem);
+  if (class_of(task, samples, b) == task.classes) {
+    return;
+  }
+  const T* row = samples.logits + b * task.logits.row_stride;
+  Real z[Layout::kHeld];
+  Real top = -kInfinity<Real>;
+  Real total = 0;
+  for (int first = 0; first < task.classes; first += Layout::kColumns) {
+    load_logits<Layout>(task, row, first, z);
+    const Real here = largest_held(z);
+    const Real raised = here > top ? here : top;
+    total = total * std::exp(finite_top(top) - finite_top(raised)) + to_exps(finite_top(raised), z);
+    top = raised;
+  }
+  const Real highest = finite_top(Members::max(top));
+  total = Members::sum(total * std::exp(finite_top(top) - highest));
+  Real drops = 0;
+  if (task.wants_cross_entropy && task.label_smoothing != 0) {
+    for (int first = 0; first < task.classes; first += Layout::kColumns) {
+      load_logits<Layout>(task, row, first, z);
+      drops += weighted_drop<Layout>(
+          stage_weights(task, samples, first, Layout::kColumns, device::shared_memory<Real>()), first, task.classes, highest, z);
+    }
+    drops = Members::sum(drops);
+  }
+  if (device::thread() == 0) {
+    Real* numbers = SumWorkspace<Real>(task, shape).numbers + device::block() * kRowNumbers;
+    numbers[0] = highest;
+    numbers[1] = total;
+    numbers[2] = drops;
+  }
+}
+
+// Calls work(b) for the samples of a class whose turn it is for this team, in their order.
+template <typename Members, typename T, typename Work>
+FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int label,
+                              bool ordered, const ClassOrderTables& tables, const Work& work) {
+  const int64_t team = Members::number();
+  const int64_t teams = Members::count();
+  if (ordered) {
+    const int64_t* starts = tables.starts + problem * (task.classes + 1);
+    for (int64_t at = starts[label] + team; at < starts[label + 1]; at += teams) {
+      work(tables.order[problem * task.samples + at]);
+    }
+    return;
+  }
+  const int lane = device::thread() % device::kWarp;
+  for (int64_t first = team * device::kWarp; first < task.samples; first += teams * device::kWarp) {
+    const bool own = first + lane < task.samples && class_of(task, samples, first + lane) == label;
+    unsigned found = device::vote(own);
+    while (found != 0) {
+      work(first + device::bits_set((found & -found) - 1));
+      found &= found - 1;
+    }
+  }
+}
+
+// Sums over the samples of a class. A team's rates lie in its registers.
+template <typename Layout>
+struct ClassSum {
+  using Real = typename Layout::Real;
+
+  Real rates[Layout::kHeld] = {};
+  Real lost[Layout::kHeld] = {};
+  double count = 0;
+  double losses = 0;
+};
+
+template <typename Layout, bool kPieces, typename T>
+FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples, int64_t b, int label, int first,
+                          const StagedWeights<typename Layout::Real>& weights, typename Layout::Real all_weights, const typename Layout::Real* numbers, ClassSum<Layout>& sum) {
+  using Real = typename Layout::Real;
+  using Members = typename Layout::Members;
+  const T* row = samples.logits + b * task.logits.row_stride;
+  const Real weight = weight_of(task, samples, b);
+  Real z[Layout::kHeld];
+  load_logits<Layout>(task, row, first, z);
+  Real top, total, drops = 0;
+  if constexpr (kPieces) {
+    top = numbers[b * kRowNumbers];
+    total = numbers[b * kRowNumbers + 1];
+    drops = numbers[b * kRowNumbers + 2];
+    to_exps(top, z);
+  } else {
+    top = finite_top(Members::max(largest_held(z)));
+    if (task.wants_cross_entropy && task.label_smoothing != 0) {
+      drops = Members::sum(weighted_drop<Layout>(weights, first, task.classes, top, z));
+    }
+    total = Members::sum(to_exps(top, z));
+  }
+  const Real factor = weight / total;
+#pragma unroll
+  for (int e = 0; e < Layout::kHeld; ++e) {
+    add_exactly(z[e] * factor, sum.rates[e], sum.lost[e]);
+  }
+  sum.count += weight;
+  if (task.wants_cross_entropy) {
+    const Real own_weight = class_weight_of(task, samples, label);
+    const Real drop = top - logit_at(task, row, label);
+    sum.losses += weight * row_loss(task, std::log(total), drop, own_weight, all_weights, drops);
+  }
+}
+
+// Where the sums over a class go.
+template <typename T>
+struct ClassPlace {
+  using Real = Accumulator<T>;
+
+  int64_t problem;
+  int label;      // `classes`: none has this row
+  int64_t row;    // of the coefficients; none if there are no more rows
+  ClassSet set;  // where there are fewer samples than classes
+  double all;  // weights of all samples, for Normalize::by_all
+};
+
+// The sum of the weights of all samples of a problem.
+template <typename T>
+FK_DEVICE double sum_of_samples(const ClassTask& task, const ClassSamples<T>& samples) {
+  double sum = 0;
+  for (int64_t b = device::thread(); b < task.samples; b += device::threads()) {
+    sum += class_of(task, samples, b) < task.classes ? weight_of(task, samples, b) : 0;
+  }
+  return block_sum(sum);
+}
+
+template <typename T>
+FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place, int column,
+                          Accumulator<T> sum, Accumulator<T> count) {
+  using Real = Accumulator<T>;
+  const Real rate = divided(sum, count);
+  if (task.confusion != nullptr && place.label < task.classes) {
+    const Real by_all = divided(sum, static_cast<Real>(place.all));
+    const Real handed = task.normalize == Normalize::none ? sum : (task.normalize == Normalize::by_all ? by_all : rate);
+    put_rate<T>(task, (place.problem * task.classes + place.label) * task.classes + column, handed);
+  }
+  if (!task.wants_symmetry || place.row >= shape.rows) {
+    return;
+  }
+  Real* row = static_cast<Real*>(task.coefficients) + (place.problem * shape.rows + place.row) * shape.width;
+  if (!shape.gathers(task)) {
+    row[column] = column == place.label ? 0 * rate : rate;  // a NaN is kept for the sum
+  } else if (place.set.has(column)) {
+    row[place.set.rank(column)] = column == place.label ? 0 * rate : rate;
+  }
+}
+
+// Columns of the coefficients that belong to no class.
+template <typename T>
+FK_DEVICE void clear_rest(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place) {
+  if (!task.wants_symmetry || place.row >= shape.rows || !shape.gathers(task)) {
+    return;
+  }
+  using Real = Accumulator<T>;
+  Real* row = static_cast<Real*>(task.coefficients) + (place.problem * shape.rows + place.row) * shape.width;
+  for (int column = place.set.size() + device::thread(); column < shape.width; column += device::threads()) {
+    row[column] = 0;
+  }
+}
+
+template <typename T>
+FK_DEVICE ClassPlace<T> place_of(const ClassTask& task, const SumShape& shape, int64_t problem, int slot,
+                                 const ClassSet& set) {
+  if (!shape.compact) {
+    return {problem, slot, slot, set, 0};
+  }
+  if (!shape.by_class) {
+    return {problem, slot < set.size() ? set.select(slot) : task.classes, slot, set, 0};
+  }
+  const int before = set.rank(slot);
+  return {problem, slot, set.has(slot) ? before : set.size() + slot - before, set, 0};
+}
+
+// Where the set of classes lies in shared memory, in words: behind the rates of the warps, or the weights.
+template <typename Layout>
+FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
+  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : kSumWarps;
+  return rows * task.classes * static_cast<int64_t>(sizeof(typename Layout::Real) / 4);
+}
+
+template <typename Layout, bool kPieces>
+FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
+  using T = typename Layout::Type;
+  using Real = typename Layout::Real;
+  using Members = typename Layout::Members;
+  using PerWarp = double[2][kSumWarps];
+  FK_SHARED(PerWarp, numbers_of_warps);
+  Real* rates_of_warps = device::shared_memory<Real>();  // [kSumWarps, K]; the set behind it
+  const int piece = static_cast<int>(device::block() % shape.pieces);
+  const int slot = static_cast<int>(device::block() / shape.pieces % shape.slots);
+  const int64_t problem = device::block() / shape.pieces / shape.slots;
+  const int first = piece * Layout::kColumns;
+  const ClassSamples<T> samples(task, problem);
+  const ClassSet set =
+      shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task)) : ClassSet();
+  const SumWorkspace<Real> workspace(task, shape);
+  ClassPlace<T> place = place_of<T>(task, shape, problem, slot, set);
+  if (task.confusion != nullptr && task.normalize == Normalize::by_all) {
+    place.all = sum_of_samples(task, samples);
+  }
+  Real all_weights = 0;
+  if (task.wants_cross_entropy && task.label_smoothing != 0) {
+    all_weights = sum_of_class_weights(task, samples);
+  }
+  // The rates of the warps come there later.
+  const StagedWeights<Real> weights =
+      kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, rates_of_warps);
+
+  ClassSum<Layout> sum;
+  if (place.label < task.classes) {
+    const Real* numbers = workspace.numbers + problem * task.samples * kRowNumbers;
+    for_samples_of<Members>(task, samples, problem, place.label, shape.ordered, workspace.tables, [&](int64_t b) {
+      add_sample<Layout, kPieces>(task, samples, b, place.label, first, weights, all_weights, numbers, sum);
+    });
+  }
+  if constexpr (!Layout::kBlock) {
+    device::barrier();  // the weights have been read
+    if (Members::rank() == 0) {
+      numbers_of_warps[0][Members::number()] = sum.count;
+      numbers_of_warps[1][Members::number()] = sum.losses;
+    }
+    for_columns<Layout>(0, task.classes, [&](int e, int column) {
+      rates_of_warps[Members::number() * task.classes + column] = sum.rates[e];
+    });
+    device::barrier();
+    sum.count = 0;
+    sum.losses = 0;
+    for (int warp = 0; warp < kSumWarps; ++warp) {
+      sum.count += numbers_of_warps[0][warp];
+      sum.losses += numbers_of_warps[1][warp];
+    }
+    for (int column = device::thread(); column < task.classes; column += Layout::kBlockThreads) {
+      Real rates = 0;
+      Real lost = 0;
+      for (int warp = 0; warp < kSumWarps; ++warp) {
+        add_exactly(rates_of_warps[warp * task.classes + column], rates, lost);
+      }
+      put_column(task, shape, place, column, rates, static_cast<Real>(sum.count));
+    }
+  } else {
+    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+      put_column(task, shape, place, column, sum.rates[e], static_cast<Real>(sum.count));
+    });
+  }
+
+  if (piece != 0) {
+    return;
+  }
+  clear_rest(task, shape, place);
+  if (device::thread() == 0) {
+    if (place.label < task.classes) {
+      put(task.counts, problem * task.classes + place.label, static_cast<Real>(sum.count));
+    }
+    if (task.total != nullptr) {
+      const bool occurs = sum.count != 0;
+      workspace.losses[problem * shape.slots + slot] = sum.losses;
+      workspace.divisors[problem * shape.slots + slot] =
+          occurs ? class_weight_of(task, samples, place.label) * sum.count : 0;
+      if (place.row < shape.rows) {
+        workspace.counts[problem * shape.rows + place.row] = static_cast<Real>(sum.count);
+      }
+    }
+  }
+}
+
+template <typename Layout, bool kPieces>
+int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* stream) {
+  const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
+  const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
+  return device::launch(class_sums<Layout, kPieces>, {task.problems * shape.slots * shape.pieces, Layout::kBlockThreads, bytes}, stream,
+                        task, shape);
+}
+
+template <typename T>
+int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream) {
+  if (shape.ordered) {
+    const int error = launch_class_order<T>(task, SumWorkspace<Accumulator<T>>(task, shape).tables, stream);
+    if (error != 0) {
+      return error;
+    }
+  }
+  if (shape.pieces > 1) {
+    const size_t bytes = stages_weights(task) ? LongRow<T>::kColumns * sizeof(Accumulator<T>) : 0;
+    const device::Grid grid{task.problems * task.samples, LongRow<T>::kBlockThreads, bytes};
+    const int error = device::launch(class_row_numbers<T>, grid, stream, task, shape);
+    return error != 0 ? error : launch_class_sums_with<LongRow<T>, true>(task, shape, stream);
+  }
+  if (task.classes <= WarpRow<T>::kColumns) {
+    return launch_class_sums_with<WarpRow<T>, false>(task, shape, stream);
+  }
+  if (task.classes <= BlockRow<T>::kColumns) {
+    return launch_class_sums_with<BlockRow<T>, false>(task, shape, stream);
+  }
+  return launch_class_sums_with<LongRow<T>, false>(task, shape, stream);
+}
+
+}  // namespace fairkernels

@@ -1,0 +1,33 @@
+// soft_confusion, symmetry_loss and fair_cross_entropy: four choices among the terms of one computation. From logits
+// and labels come sums by class, of probabilities and of losses, and from these the terms.
+// Launches forward, each reading the logits once: up to 64 classes one (class_small.cuh; of more than 1,024 samples two);
+// beyond one for the sums (class_sums.cuh), and where there is more than a confusion matrix one for the pairs and one for
+// the terms (class_pairs.cuh); beyond 2,048 samples one more for their order (class_order.cuh). Backward one
+// (class_gradient.cuh).
+#pragma once
+
+#include "cuda/class_gradient.cuh"
+#include "cuda/class_pairs.cuh"
+#include "cuda/class_small.cuh"
+
+namespace fairkernels {
+
+template <typename T>
+int64_t class_terms_bytes(const ClassTask& task) {
+  using Real = Accumulator<T>;
+  if (has_few_classes<T>(task)) {
+    return SmallWorkspace<Real>::bytes(task, small_shape(task, sizeof(Real)));
+  }
+  return SumWorkspace<Real>(task, sum_shape<T>(task)).bytes;
+}
+
+inline int64_t class_gradient_bytes(const ClassTask& task) {
+  return 8 * task.problems * sample_parts(task);
+}
+
+template <typename T>
+int launch_class_terms(const ClassTask& task, void* stream) {
+  return has_few_classes<T>(task) ? launch_class_terms_small<T>(task, stream) : launch_class_terms_large<T>(task, stream);
+}
+
+}  // namespace fairkernels

@@ -1,0 +1,78 @@
+// From tensors to what the GPU's kernels on classified samples are handed.
+#pragma once
+
+#include "cuda/class_terms.h"
+#include "support/gpu.h"
+#include "support/tensor.h"
+
+namespace fairkernels {
+
+// Of dimensions before the last `inner`, those of size 1 are left out.
+inline ClassOperand class_operand(const Tensor& tensor, int64_t inner) {
+  ClassOperand operand{};
+  operand.data = tensor.const_data_ptr();
+  operand.dtype = dtype_of(tensor, "tensor");
+  operand.row_stride = inner > 1 ? tensor.stride(-2) : 0;
+  operand.stride = inner > 0 ? tensor.stride(-1) : 0;
+  int dims = 0;
+  for (int64_t d = 0; d < tensor.dim() - inner; ++d) {
+    if (tensor.size(d) != 1) {
+      require(dims < kLeadingDims, "there may be up to ", kLeadingDims, " dimensions of problems on a GPU");
+      operand.leading[dims++] = tensor.stride(d);
+    }
+  }
+  return operand;
+}
+
+inline ClassOperand class_operand(const OptionalTensor& tensor, int64_t inner) {
+  return tensor ? class_operand(*tensor, inner) : ClassOperand{};
+}
+
+// What all operators have.
+inline ClassTask class_task(const Tensor& logits, const Tensor& labels, double temperature, int64_t ignore_index) {
+  ClassTask task{};
+  task.logits = class_operand(logits, 2);
+  task.labels = class_operand(labels, 1);
+  task.samples = logits.size(-2);
+  require(logits.size(-1) < std::numeric_limits<int>::max(), "there may be less than 2^31 classes on a GPU");
+  task.classes = static_cast<int>(logits.size(-1));
+  task.problems = 1;
+  for (int64_t d = 0; d < logits.dim() - 2; ++d) {
+    task.problems *= logits.size(d);
+    if (logits.size(d) != 1) {
+      task.leading[task.leading_dims++] = logits.size(d);
+    }
+  }
+  task.temperature = temperature;
+  task.ignore_index = ignore_index;
+  return task;
+}
+
+inline void* results_of(const Tensor& tensor) {
+  return tensor.mutable_data_ptr();
+}
+
+#if defined(FK_WITH_CUDA)
+
+inline void run_class_terms(ClassTask& task, const Tensor& logits) {
+  if (task.problems == 0) {
+    return;
+  }
+  const Tensor workspace = empty({fk_class_terms_bytes(&task)}, Dtype::byte, &logits);
+  task.workspace = results_of(workspace);
+  launch_on_device_of(logits, [&](void* stream) { return fk_class_terms(&task, stream); });
+}
+
+inline void run_class_gradient(ClassTask& task, const Tensor& logits, const Tensor& gradient) {
+  if (gradient.numel() == 0) {
+    return;
+  }
+  const Tensor workspace = empty({fk_class_gradient_bytes(&task)}, Dtype::byte, &logits);
+  task.workspace = results_of(workspace);
+  task.gradient = results_of(gradient);
+  launch_on_device_of(logits, [&](void* stream) { return fk_class_gradient(&task, stream); });
+}
+
+#endif
+
+}  // namespace fairkernels
