@@ -65,10 +65,14 @@ def check(name: str, s: Sample, gradient: bool = True) -> None:
         assert not grad.isfinite().all()
         return
     rough = reference_gradient(operator, args, upstream, dtype)
-    assert_no_worse(grad, rough, true, size=0, accuracy=30 * operator.allowed_error(dtype))
+    assert_no_worse(grad, rough, true, size=0, accuracy=SLOPE_ERROR * operator.allowed_error(dtype))
 
 
 # --- every option, more and fewer samples than classes --------------------------------------------------------------
+
+SLOPE_ERROR = 60
+"""Errors of gradients beside those of values: singular vectors are found to the tolerance of the iteration, σ to its
+square."""
 
 SHAPES = {
     "fewer samples than classes": (9, 150),
@@ -192,10 +196,14 @@ def test_sample_weights(name, label):
 @pytest.mark.parametrize("name", ["soft_confusion", "symmetry_loss", "spectral_loss", "fair_cross_entropy"])
 def test_label_that_is_no_class_gives_nan_and_reads_nothing_else(name):
     """On a GPU nobody waits to look; the check of labels on the CPU is left out here."""
-    labels = torch.tensor([0, 9, -5, 3, 2**40])
-    with patch("fairkernels.ops.dispatch.check_classes"):
-        results = call(name, Sample("wrong", (Maker().normal(5, 4), labels)), backend="triton")
-    assert results[0].isnan().any()
+    for classes in (4, 9, 80):
+        labels = torch.tensor([2, classes, -5, 3, 2**40])
+        logits = Maker().normal(5, classes).requires_grad_()
+        with patch("fairkernels.ops.dispatch.check_classes"):
+            result = call(name, Sample("wrong", (logits, labels)), backend="triton")[0]
+            result.sum().backward()
+        assert result.isnan().any()
+        assert not logits.grad[labels >= classes].isfinite().any()
 
 
 # --- the order of samples -------------------------------------------------------------------------------------------
