@@ -198,7 +198,8 @@ def further_batches(name: str, make: Maker) -> Iterator[Sample]:
     batches = {
         "many classes": (make.normal(3, 70, 131), make.classes(3, 70, count=131)),
         "few of many classes": (make.normal(3, 9, 131), make.classes(3, 9, count=131)),
-        "many samples": (make.normal(2100, 5), make.classes(2100, count=5)),
+        "fewer samples than classes": (make.normal(3, 4, 7), make.classes(3, 4, count=7)),
+        "many samples": (make.normal(2, 1100, 5), make.classes(2, 1100, count=5)),
     }
     for label, batch in batches.items():
         for s in option_kinds(name, make.dtype):
@@ -211,6 +212,8 @@ def further_batches(name: str, make: Maker) -> Iterator[Sample]:
     if name == "fair_cross_entropy":
         options = {"weight": make.uniform(3, 131), "label_smoothing": 0.1}
         yield Sample("weights, smoothing, many classes", batches["many classes"], options)
+        options = {"weight": make.uniform(2, 5), "label_smoothing": 0.1}
+        yield Sample("weights, smoothing, many samples", batches["many samples"], options)
     if name == "symmetry_loss":
         yield Sample("parts of classes", (make.normal(4300, 67), make.classes(4300, count=67)))
     if name in ("soft_confusion", "symmetry_loss") and make.dtype == torch.float64:

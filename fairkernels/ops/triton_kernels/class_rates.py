@@ -32,7 +32,7 @@ from .class_terms import Inputs, Results, Terms
 from .common import divided, number, offset_of
 from .launch import cdiv, last_stride, launch, power_of_2, problems, real_type
 
-LONGEST_ROW = {torch.float32: 8192, torch.float64: 2048}
+LONGEST_ROW = {torch.float32: 4096, torch.float64: 2048}
 """Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
 
 

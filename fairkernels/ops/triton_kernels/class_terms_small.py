@@ -53,8 +53,8 @@ def count_classes(labels, begin, end, K, label_stride, ignore_index, BLOCK_B: tl
 
 @triton.jit
 def slots_of(seen, COMPACT: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The row of each class in the coefficients, and how many there are: those that a sample has, whatever its weight, in
-    a row where all would not fit, else every class its own."""
+    """The row of each class in the coefficients, and how many there are: those that a sample has, whatever its weight,
+    in a row where all would not fit, else every class its own."""
     if COMPACT:
         return tl.cumsum(seen.to(tl.int32), 0) - 1, tl.sum(seen.to(tl.int32), 0)
     return tl.arange(0, BLOCK_K), BLOCK_K
@@ -216,8 +216,8 @@ def store_terms(
             matrix = tl.where(square, charges * factor[:, None] + spoiled[:, None], 0.0)
         matrix = tl.where(columns[:, None] == columns[None, :], matrix * 0, matrix)
         if class_weight is not None:
-            row_factor = tl.load(class_weight + columns.to(tl.int64) * class_weight_stride, mask=is_class, other=0).to(ACC)
-            matrix = matrix * row_factor[:, None]
+            at = class_weight + columns.to(tl.int64) * class_weight_stride
+            matrix = matrix * tl.load(at, mask=is_class, other=0).to(ACC)[:, None]
         hint = tl.zeros((BLOCK_K,), tl.float64)
         if start is not None:
             hint = tl.load(start + columns.to(tl.int64) * start_stride, mask=is_class, other=0).to(tl.float64)
@@ -341,8 +341,8 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     """
     logits = inputs.logits
     batch = logits.shape[-2]
-    shape = blocks(logits)
     charges = terms.spectral and terms.surrogate != "soft"
+    shape = blocks(logits, charges)
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
     problem_count = logits.shape[:-2].numel()
     arguments = forward_arguments(inputs, terms, results)
@@ -357,13 +357,13 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **shape)
 
 
-def blocks(logits: Tensor) -> dict[str, Any]:
-    """Sizes of the tiles, and with how many warps they are worked on."""
-    double = logits.dtype == torch.float64
+def blocks(logits: Tensor, charges: bool) -> dict[str, Any]:
+    """Sizes of the tiles, and with how many warps they are worked on; two sums leave less room than one."""
+    half = charges or logits.dtype == torch.float64
     columns = power_of_2(logits.shape[-1], 16)
     return {
         "ACC": real_type(logits.dtype),
-        "BLOCK_B": (512 if double else 1024) // columns,
+        "BLOCK_B": (512 if half else 1024) // columns,
         "BLOCK_K": columns,
         "num_warps": 8,
     }
@@ -521,8 +521,8 @@ def class_terms_gradient(
                     row_factor = divided(row_factor, counts.to(ACC))
                 if class_weight is not None:
                     class_weight += offset_of(problem, class_sizes, class_strides)
-                    factors = tl.load(class_weight + columns.to(tl.int64) * class_weight_stride, mask=is_class, other=0).to(ACC)
-                    row_factor = row_factor * factors
+                    at = class_weight + columns.to(tl.int64) * class_weight_stride
+                    row_factor = row_factor * tl.load(at, mask=is_class, other=0).to(ACC)
             direction = tl.load(v + problem * K + columns, mask=is_class, other=0)
             by_row = surrogate_gradient(
                 z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, ZERO_MARGIN
@@ -551,7 +551,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
     """
     logits, labels = inputs.logits, inputs.labels
     batch, classes = logits.shape[-2:]
-    shape = blocks(logits)
+    shape = blocks(logits, False)
     problem_count = logits.shape[:-2].numel()
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     rows = min(batch, classes)

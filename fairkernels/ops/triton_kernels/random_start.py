@@ -69,7 +69,8 @@ def l2_start(images: Images, tensors: Tensors, numbers: Numbers, seed: int) -> N
         rows = max(256 // counters, 1)
         warps = min(max(rows * counters // 128, 4), 16)
         args = (*operands, *numbers, seed, samples, n, *layout)
-        launch(l2_kernel, (cdiv(samples, rows),), *args, **options, **AS_WRITTEN, ROWS=rows, COUNTERS=counters, num_warps=warps)
+        options |= AS_WRITTEN | {"ROWS": rows, "COUNTERS": counters, "num_warps": warps}
+        launch(l2_kernel, (cdiv(samples, rows),), *args, **options)
         return
 
     block = 1024
