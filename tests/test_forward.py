@@ -1,5 +1,7 @@
 """Values: against the equation in float64, in every dtype, layout and edge case; nothing touched, nothing random."""
 
+from itertools import count
+
 import pytest
 import torch
 from cases import (
@@ -78,6 +80,16 @@ def test_any_layout_gives_the_same(name, backend, label, layout):
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize(("name", "backend"), KERNELS)
+def test_each_tensor_has_its_own_layout(name, backend):
+    s = max(samples(name), key=lambda s: len(list(tensors(s))))
+    expected = call(name, s, backend=backend)
+    for place in range(len(list(tensors(s)))):
+        number = count()
+        one_strided = replace_tensors(s, lambda t, n=number, at=place: strided(t) if next(n) == at else t)
+        torch.testing.assert_close(call(name, one_strided, backend=backend), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "backend", "label"), every_call())
 def test_stride_zero_gives_the_same(name, backend, label):
     s = replace_tensors(sample(name, label), lambda t: t[:1].expand(t.shape) if t.dim() and t.shape[0] else t)
@@ -108,8 +120,8 @@ def test_inputs_and_global_generator_are_untouched(name, backend, label):
 def test_threads_and_repetition_change_no_bit(name, backend, label, threads):
     s = sample(name, label)
     results = []
-    for count in (1, 2, 2):
-        threads(count)
+    for number in (1, 2, 2):
+        threads(number)
         results.append(call(name, s, backend=backend))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=0, equal_nan=True)

@@ -96,6 +96,15 @@ def test_absent_classes_are_charged_only_where_asked(backend):
     assert FK.symmetry_loss(logits, labels, absent="zero", backend=backend).item() == pytest.approx(charged)
 
 
+@pytest.mark.parametrize("classes", [3, 70])
+def test_a_mean_of_no_pairs_is_a_zero_on_the_graph(backend, classes):
+    logits, labels = batch(4, classes)
+    loss = FK.symmetry_loss(logits.requires_grad_(), torch.full_like(labels, 2), reduction="mean", backend=backend)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
 def test_ignored_rows_do_not_exist(backend):
     logits, labels = batch()
     logits[::3], kept = torch.nan, torch.arange(30) % 3 != 0
@@ -170,6 +179,13 @@ def test_nan_is_never_lost(function, backend):
             logits = torch.randn(4, 4)
             logits[row, 2] = torch.nan
             assert function(logits, torch.tensor(labels), backend=backend).isnan(), (labels, row)
+
+
+def test_a_nan_among_many_samples_is_not_lost(backend):
+    logits, labels = batch(1100, 3)
+    logits[700, 1] = torch.nan
+    rates = FK.soft_confusion(logits, labels, backend=backend)
+    assert rates.isnan().all(1).tolist() == (torch.arange(3) == labels[700]).tolist()
 
 
 @pytest.mark.parametrize("function", [FK.symmetry_loss, FK.spectral_loss])
@@ -263,6 +279,18 @@ def test_spectral_loss(surrogate, margin, backend):
         torch.testing.assert_close(value, torch.linalg.matrix_norm(expected, 2))
 
 
+@pytest.mark.parametrize("classes", [5, 70])
+def test_a_start_of_any_stride(classes, backend):
+    """Seen where the iteration has not converged."""
+    logits, labels = batch(classes=classes)
+    start = torch.rand(classes, 2, dtype=logits.dtype)
+    found, expected = (
+        FK.spectral_loss(logits, labels, start=hint, iters=1, backend=backend)
+        for hint in (start[:, 0], start[:, 0].contiguous())
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_gate_carries_no_gradient(backend):
     logits, labels = batch()
     leaf = logits.clone().requires_grad_()
@@ -297,8 +325,9 @@ def test_underflowing_probability_has_a_finite_loss(backend):
 # --- fair cross-entropy -------------------------------------------------------------------------------------------
 
 
-def test_fair_cross_entropy_is_the_sum_of_its_terms():
+def test_fair_cross_entropy_is_the_sum_of_its_terms(backend):
     logits, labels = batch()
+    logits.requires_grad_()
     options = {"weight": torch.rand(5).double(), "label_smoothing": 0.1, "reduction": "sum"}
     total, parts = FK.fair_cross_entropy(
         logits,
@@ -308,20 +337,27 @@ def test_fair_cross_entropy_is_the_sum_of_its_terms():
         spec_weight=3.0,
         surrogate="kl",
         return_parts=True,
+        backend=backend,
         **options,
     )
-    torch.testing.assert_close(parts.cross_entropy, F.cross_entropy(logits, labels, **options))
-    torch.testing.assert_close(parts.symmetry, FK.symmetry_loss(logits, labels))
-    torch.testing.assert_close(parts.spectral, FK.spectral_loss(logits, labels, surrogate="kl"))
-    torch.testing.assert_close(parts.confusion, FK.soft_confusion(logits, labels))
-    torch.testing.assert_close(total, 0.5 * parts.cross_entropy + 2 * parts.symmetry + 3 * parts.spectral)
+    terms = (
+        F.cross_entropy(logits, labels, **options),
+        FK.symmetry_loss(logits, labels, backend="reference"),
+        FK.spectral_loss(logits, labels, surrogate="kl", backend="reference"),
+    )
+    for part, term in zip(parts, terms, strict=False):
+        torch.testing.assert_close(part, term.detach())
+    torch.testing.assert_close(parts.confusion, FK.soft_confusion(logits, labels).detach())
+    expected = 0.5 * terms[0] + 2 * terms[1] + 3 * terms[2]
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (total, expected)))
 
 
 @pytest.mark.parametrize("samples", [0, 1, 9])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_without_fairness_it_is_cross_entropy(samples, reduction, smoothing, weighted):
+def test_without_fairness_it_is_cross_entropy(samples, reduction, smoothing, weighted, backend):
     logits, labels = batch(samples, 4, dtype=torch.float32)
     labels[2:4] = -100
     options = {
@@ -331,7 +367,7 @@ def test_without_fairness_it_is_cross_entropy(samples, reduction, smoothing, wei
     }
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     value, expected = (
-        FK.fair_cross_entropy(ours, labels, sym_weight=0, **options),
+        FK.fair_cross_entropy(ours, labels, sym_weight=0, backend=backend, **options),
         F.cross_entropy(theirs, labels, **options),
     )
     torch.testing.assert_close(value, expected, equal_nan=True)

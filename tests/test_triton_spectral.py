@@ -101,6 +101,16 @@ def test_a_start_in_steps(shape, beyond_registers):
     assert ((warm - exact).abs() < (cold - exact).abs()).all()
 
 
+@pytest.mark.parametrize("shape", [(7, 40), (40, 7)])
+def test_a_start_of_any_stride(shape, beyond_registers):
+    """Seen where the iteration has not converged."""
+    matrix, start = normal(2, *shape), normal(2, shape[1], 2)
+    found, expected = (
+        spectral.spectral_norm(matrix, hint, "locg", 0, None) for hint in (start[..., 0], start[..., 0].contiguous())
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("method", ["locg", "power"])
 def test_steps_are_those_of_a_tile(method, monkeypatch):
     """The same iteration, step by step: what they give before they have converged."""
@@ -142,9 +152,25 @@ def test_a_first_direction_that_is_lost(beyond_registers):
         assert_leading_pair(matrix, found, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("method", ["locg", "power"])
+@pytest.mark.parametrize("place", [4, 36])
+@pytest.mark.parametrize("on_chip", [False, True])
+def test_a_first_direction_that_a_signed_matrix_loses(on_chip, place, method, dtype, monkeypatch):
+    """Its only row is orthogonal to that direction, to the last bit."""
+    monkeypatch.setattr(spectral, "fits_registers", lambda _: on_chip)
+    monkeypatch.setattr(spectral_tile, "BLOCK_IN_CACHE", tl.constexpr(2048))
+    turn = 0.618034 * torch.arange(2, dtype=F64)
+    x = 1 + (turn - turn.floor()) / 2
+    x = (x / x.norm()).to(dtype)
+    matrix = torch.zeros(40, 2, dtype=dtype)
+    matrix[place] = torch.stack((x[1], -x[0]))
+    assert_leading_pair(matrix, spectral.spectral_norm(matrix, None, method, 5, None), 1e-6)
+
+
 def test_a_long_side_is_split(monkeypatch):
     """Sums over many terms stay as accurate as those over a few."""
-    matrix = uniform(3, 6000).float()
+    matrix = uniform(2, 3, 3000).float()
     monkeypatch.setattr(spectral, "fits_cache", lambda _: False)
     with launch.recorded() as launches:
         found = spectral.spectral_norm(matrix, None, "locg", 6, None)
@@ -159,6 +185,13 @@ def test_one_launch_a_step():
         spectral.spectral_norm(matrix, None, "locg", 17, None)
     names = [this.name for this in launches]
     assert names == ["gram_matrix", "begin_steps", *["locg_step"] * 17, "end_steps"]
+
+
+@pytest.mark.parametrize("shape", [(3, 600), (40, 600), (600, 3)])
+def test_gradient_of_many_blocks(shape):
+    grad, u, v = normal(2), normal(2, shape[0]), normal(2, shape[1])
+    found = spectral.spectral_norm_backward(grad, uniform(2, *shape), None, "locg", None, None, u, v)
+    torch.testing.assert_close(found, torch.einsum("p,pm,pn->pmn", grad, u, v))
 
 
 # --- the symmetry gap ---------------------------------------------------------------------------------------------
@@ -189,6 +222,8 @@ def test_tiles_are_each_visited_once(tiles):
 def test_gap_of_many_tiles(size, with_counts, reduction, absent, dtype):
     rates = uniform(2, size, size).to(dtype)
     rates[:, [3, size - 1]] = 0
+    rates[:, 5, : size - 1] = 0
+    rates[:, 6, 128:] = 0
     counts = (torch.arange(2 * size).view(2, size) % 5).to(dtype) if with_counts else None
     grad = torch.tensor([1.0, -2.5], dtype=dtype)
     leaf = rates.double().requires_grad_()
@@ -201,6 +236,13 @@ def test_gap_of_many_tiles(size, with_counts, reduction, absent, dtype):
     bound = {torch.float32: 1e-6, F64: 1e-13, torch.bfloat16: 8e-3}[dtype]
     torch.testing.assert_close(gap.double(), exact.detach(), rtol=bound, atol=0)
     torch.testing.assert_close(slope.double(), leaf.grad, rtol=bound, atol=bound * leaf.grad.abs().max().item())
+
+
+@pytest.mark.parametrize("parts", [5, 2500])
+def test_total_of_many_tiles(parts):
+    sums, gap = uniform(2, parts), torch.empty(2, dtype=F64)
+    symmetry.symmetry_gap_total[(2,)](sums, None, gap, 3, parts, 0, (1,), (0,), MEAN=False, REAL=tl.float64, BLOCK=1024)
+    torch.testing.assert_close(gap, sums.sum(1))
 
 
 @pytest.mark.parametrize("absent", ["ignore", "zero"])

@@ -24,10 +24,23 @@ from fairkernels.ops.schema import OPERATORS
 
 WITH_KERNELS = tuple(name for name in NAMES if "triton" in OPERATORS[name].kernels)
 
-FEW_AND_MANY = ((128, 10), (128, 30), (3000, 50), (128, 100), (512, 300), (256, 1000), (4096, 1000), (1024, 10_000))
+FEW_AND_MANY = (
+    (128, 10),
+    (128, 30),
+    (3000, 50),
+    (128, 100),
+    (512, 300),
+    (256, 1000),
+    (4096, 1000),
+    (1024, 10_000),
+    (4_300_000, 10),
+    (65_536, 100),
+    (20_000, 1000),
+    (20_000, 5000),
+)
 SQUARES = ((10, 10), (32, 32), (64, 64), (100, 100), (128, 128), (300, 300), (1000, 1000), (5000, 5000))
 OBLONGS = ((100, 10), (10, 100), (1000, 20), (20, 1000), (4000, 1000))
-IMAGES = ((128, 3, 32, 32), (128, 3, 33, 35), (64, 3, 224, 224))
+IMAGES = ((128, 3, 32, 32), (128, 3, 33, 35), (64, 3, 224, 224), (2000, 3, 32, 32))
 
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "soft_confusion": FEW_AND_MANY,
@@ -171,6 +184,8 @@ def further(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         yield Sample("wide, start", (make.uniform(3, 131, 140),), {"start": make.uniform(3, 140)})
     elif name == "trades_kl":
         yield Sample("long rows", (make.normal(5, 4100), Maker(dtype, seed=1).normal(5, 4100)))
+    elif name == "same_class_mixup":
+        yield Sample("many samples", (make.uniform(1100, 3), make.classes(1100, count=7)), {"lam": 0.3, "seed": 1})
     elif name in ("pgd_step", "random_start"):
         for shape in ((40, 2, 5, 7), (3, 3, 77, 79)):
             args = samples_module.attack_points(make, *shape) if name == "pgd_step" else (make.uniform(*shape),)
@@ -183,7 +198,8 @@ def further_batches(name: str, make: Maker) -> Iterator[Sample]:
     batches = {
         "many classes": (make.normal(3, 70, 131), make.classes(3, 70, count=131)),
         "few of many classes": (make.normal(3, 9, 131), make.classes(3, 9, count=131)),
-        "many samples": (make.normal(2100, 5), make.classes(2100, count=5)),
+        "fewer samples than classes": (make.normal(3, 4, 7), make.classes(3, 4, count=7)),
+        "many samples": (make.normal(2, 1100, 5), make.classes(2, 1100, count=5)),
     }
     for label, batch in batches.items():
         for s in option_kinds(name, make.dtype):
@@ -196,6 +212,10 @@ def further_batches(name: str, make: Maker) -> Iterator[Sample]:
     if name == "fair_cross_entropy":
         options = {"weight": make.uniform(3, 131), "label_smoothing": 0.1}
         yield Sample("weights, smoothing, many classes", batches["many classes"], options)
+        options = {"weight": make.uniform(2, 5), "label_smoothing": 0.1}
+        yield Sample("weights, smoothing, many samples", batches["many samples"], options)
+    if name == "symmetry_loss":
+        yield Sample("parts of classes", (make.normal(4300, 67), make.classes(4300, count=67)))
     if name in ("soft_confusion", "symmetry_loss") and make.dtype == torch.float64:
         yield Sample("long rows", (make.normal(5, 4100), make.classes(5, count=4100)))
 

@@ -128,7 +128,8 @@ def classifier_batches(make: Maker, longest: int = 600) -> Iterator[Sample]:
         (with_rows(make.normal(3, 4), (2,), torch.nan), make.labels(1, 1, 1)),
         smooth=False,
     )
-    yield Sample("infinite row", (with_rows(make.normal(8, 4), (2,), torch.inf), make.every_class(8, 4)), smooth=False)
+    for name, value in (("infinite", torch.inf), ("impossible", -torch.inf)):
+        yield Sample(f"{name} row", (with_rows(make.normal(8, 6), (2,), value), make.classes(8, count=6)), smooth=False)
 
 
 def weighted(make: Maker) -> Iterator[Sample]:
@@ -186,6 +187,8 @@ def symmetry_loss(make: Maker) -> Iterator[Sample]:
             yield Sample(f"{absent}, {reduction}", (make.normal(9, 11), make.classes(9, count=6)), options)
             batch = (make.normal(2, 10, 4), make.classes(2, 10, count=4))
             yield Sample(f"problems, {absent}, {reduction}", batch, {**options, "sample_weight": make.uniform(2, 10)})
+        some = {"absent": absent, "sample_weight": make.labels(0, 1, 2, 1).to(make.dtype)}
+        yield Sample(f"class without weight, {absent}", (make.normal(4, 6), make.labels(3, 1, 2, 5)), some)
     yield Sample("eps of 0", (make.normal(9, 4), make.every_class(9, 4)), {"eps": 0.0})
 
 

@@ -19,7 +19,7 @@ def load_weights(labels, sample_weight, row, inside, label_stride, weight_stride
 def load_class_weights(weight, columns, K, stride, REAL: tl.constexpr):
     by_class = tl.full(columns.shape, 1.0, REAL)
     if weight is not None:
-        by_class = tl.load(weight + columns * stride, mask=columns < K, other=0).to(REAL)
+        by_class = tl.load(weight + columns.to(tl.int64) * stride, mask=columns < K, other=0).to(REAL)
     return by_class
 
 

@@ -310,7 +310,7 @@ def mean_divisor(
         samples = tl.load(starts + label + 1, mask=label < K, other=0) - tl.load(
             starts + label, mask=label < K, other=0
         )
-        by_class = tl.load(weight + label * weight_stride, mask=samples > 0, other=0).to(tl.float64)
+        by_class = tl.load(weight + label.to(tl.int64) * weight_stride, mask=samples > 0, other=0).to(tl.float64)
         total += samples * by_class
     tl.store(divisors + problem, tl.sum(total, 0))
 

@@ -32,7 +32,7 @@ from .class_terms import Inputs, Results, Terms
 from .common import divided, number, offset_of
 from .launch import cdiv, last_stride, launch, power_of_2, problems, real_type
 
-LONGEST_ROW = {torch.float32: 8192, torch.float64: 2048}
+LONGEST_ROW = {torch.float32: 4096, torch.float64: 2048}
 """Classes whose logits one program holds in registers, by accumulation dtype; longer rows are read in pieces."""
 
 
@@ -74,7 +74,7 @@ def spread_of(z, lse, class_weight, columns, K, REAL: tl.constexpr):
 def load_class_weight(weight, label, stride, REAL: tl.constexpr):
     own = tl.full((), 1.0, REAL)
     if weight is not None:
-        own = tl.load(weight + label * stride).to(REAL)
+        own = tl.load(weight + tl.cast(label, tl.int64) * stride).to(REAL)
     return own
 
 
@@ -402,7 +402,8 @@ def is_direct(batch: int, num_classes: int) -> bool:
 
 def part_count(batch: int, num_classes: int, tile: Tile) -> int:
     """Among how many programs the samples of a class are divided: more than one where classes are few and samples many,
-    so that all of a GPU reads."""
+    so that all of a GPU reads. Nobody looks at the labels: of a class that has most samples one program reads them all
+    where classes are many."""
     programs = num_classes * cdiv(num_classes, tile.columns)
     return max(1, min(cdiv(MANY_PROGRAMS, programs), batch // num_classes // SAMPLES_OF_A_PART))
 

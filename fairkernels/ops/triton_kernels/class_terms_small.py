@@ -34,6 +34,32 @@ from .spectral_tile import default_steering, leading_pair_tile, start_tile
 FEW = 1024  # samples that one program reads by itself, and whose labels every program of the backward reads
 MOST_STRETCHES = 128
 
+# --- classes and their places ----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def count_classes(labels, begin, end, K, label_stride, ignore_index, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr):
+    """How many of samples [begin, end) each class has; a label that is no class counts for none."""
+    columns = tl.arange(0, BLOCK_K)
+    counts = tl.zeros((BLOCK_K,), tl.int32)
+    for first in range(begin, end, BLOCK_B):
+        row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK_B)
+        inside = row < end
+        label = tl.load(labels + row * label_stride, mask=inside, other=0)
+        kept = inside & (label != ignore_index)
+        counts += tl.sum(((label[:, None] == columns[None, :]) & kept[:, None]).to(tl.int32), 0)
+    return tl.where(columns < K, counts, 0)
+
+
+@triton.jit
+def slots_of(seen, COMPACT: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The row of each class in the coefficients, and how many there are: those that a sample has, whatever its weight,
+    in a row where all would not fit, else every class its own."""
+    if COMPACT:
+        return tl.cumsum(seen.to(tl.int32), 0) - 1, tl.sum(seen.to(tl.int32), 0)
+    return tl.arange(0, BLOCK_K), BLOCK_K
+
+
 # --- forward ------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +82,7 @@ def add_classes(
     samples = tl.zeros((BLOCK_B,), ACC)
     class_weight = tl.full((BLOCK_K,), 1.0, ACC)
     if weight is not None:
-        class_weight = tl.load(weight + columns * weight_stride, mask=columns < K, other=0).to(ACC)
+        class_weight = tl.load(weight + columns.to(tl.int64) * weight_stride, mask=columns < K, other=0).to(ACC)
 
     for first in range(begin, end, BLOCK_B):
         row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK_B)
@@ -66,7 +92,7 @@ def add_classes(
         )  # fmt: skip
         exps, total, lse = softmax_rows(z)
 
-        factor = row_weight / total
+        factor = row_weight / tl.where(total > 0, total, float("nan"))  # 0 where all logits are -inf
         finite = factor == factor
         rates = tl.where(finite[:, None], exps * factor[:, None], 0.0)
         by_class = tl.trans(own.to(ACC))
@@ -85,15 +111,6 @@ def add_classes(
             charge = tl.where(usable[:, None], charge, 0.0)
             charges = tl.dot(by_class, charge, charges, input_precision="ieee", out_dtype=ACC)
     return mass, charges, counts, spoiled, tl.sum(losses, 0), tl.sum(divisor, 0), tl.sum(samples, 0)
-
-
-@triton.jit
-def slots_of(present, COMPACT: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The row of each class in the coefficients, and how many there are: the present ones in a row where all would not
-    fit, else every class its own."""
-    if COMPACT:
-        return tl.cumsum(present.to(tl.int32), 0) - 1, tl.sum(present.to(tl.int32), 0)
-    return tl.arange(0, BLOCK_K), BLOCK_K
 
 
 @triton.jit
@@ -116,12 +133,12 @@ def symmetry_terms(rates, present, K, eps, IGNORE_ABSENT: tl.constexpr, MEAN: tl
 
 @triton.jit
 def store_coefficients(
-    coefficients, by_rate, counts, present, rows, width, COMPACT: tl.constexpr, IGNORE_ABSENT: tl.constexpr,
+    coefficients, by_rate, counts, seen, rows, width, COMPACT: tl.constexpr, IGNORE_ABSENT: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Derivatives by the sums of each class, at the places that the backward looks up; zeros where it does not."""
     columns = tl.arange(0, BLOCK_K)
-    slot, used = slots_of(present, COMPACT, BLOCK_K)
+    slot, used = slots_of(seen, COMPACT, BLOCK_K)
     row = slot
     column = columns
     column_used = width
@@ -131,9 +148,9 @@ def store_coefficients(
     by_sum = divided(by_rate, counts[:, None])
     holds = (row < rows)[:, None] & (column < width)[None, :]
     if COMPACT:
-        holds = holds & present[:, None]
+        holds = holds & seen[:, None]
         if IGNORE_ABSENT:
-            holds = holds & present[None, :]
+            holds = holds & seen[None, :]
         rest = (columns < rows)[:, None] & (columns < width)[None, :]
         rest = rest & ((columns >= used)[:, None] | (columns >= column_used)[None, :])
         tl.store(coefficients + columns[:, None] * width + columns[None, :], by_sum * 0, mask=rest)
@@ -142,7 +159,7 @@ def store_coefficients(
 
 @triton.jit
 def store_terms(
-    mass, charges, counts, spoiled, losses, divisor, samples, problem, class_weight, start,
+    mass, charges, counts, seen, spoiled, losses, divisor, samples, problem, class_weight, start,
     total_out, entropy_out, symmetry_out, spectral_out, confusion_out, counts_out, coefficients_out, u_out, v_out,
     K, rows, width, class_weight_stride, start_stride,
     ce_weight, sym_weight, spec_weight, eps, tol, noise, iters,
@@ -187,7 +204,7 @@ def store_terms(
             by_rate = by_rate * sym_weight
         if coefficients_out is not None:
             store_coefficients(
-                coefficients_out + problem * rows * width, by_rate, counts, present, rows, width,
+                coefficients_out + problem * rows * width, by_rate, counts, seen, rows, width,
                 COMPACT, IGNORE_ABSENT, BLOCK_K,
             )  # fmt: skip
     if SPECTRAL:
@@ -199,11 +216,11 @@ def store_terms(
             matrix = tl.where(square, charges * factor[:, None] + spoiled[:, None], 0.0)
         matrix = tl.where(columns[:, None] == columns[None, :], matrix * 0, matrix)
         if class_weight is not None:
-            row_factor = tl.load(class_weight + columns * class_weight_stride, mask=is_class, other=0).to(ACC)
-            matrix = matrix * row_factor[:, None]
+            at = class_weight + columns.to(tl.int64) * class_weight_stride
+            matrix = matrix * tl.load(at, mask=is_class, other=0).to(ACC)[:, None]
         hint = tl.zeros((BLOCK_K,), tl.float64)
         if start is not None:
-            hint = tl.load(start + columns * start_stride, mask=is_class, other=0).to(tl.float64)
+            hint = tl.load(start + columns.to(tl.int64) * start_stride, mask=is_class, other=0).to(tl.float64)
         sigma, u, v = leading_pair_tile(matrix, start_tile(matrix, hint, K), iters, tol, noise, LOCG)
         sigma = sigma.to(ACC) + 0 * tl.sum(spoiled, 0)
         u = u.to(ACC)
@@ -288,8 +305,9 @@ def class_terms(
         start += offset_of(problem, start_sizes, start_strides)
     if sums_in is None:
         begin = tl.program_id(1).to(tl.int64) * stretch
+        labels += offset_of(problem, label_sizes, label_strides)
         mass, charges, counts, spoiled, losses, divisor, samples = add_classes(
-            logits + offset_of(problem, sizes, strides), labels + offset_of(problem, label_sizes, label_strides),
+            logits + offset_of(problem, sizes, strides), labels,
             sample_weight, weight, begin, tl.minimum(begin + stretch, B), K, row_stride, column_stride, label_stride,
             sample_weight_stride, weight_stride, ignore_index, number(temperature, ACC), number(label_smoothing, ACC),
             number(margin, ACC), ENTROPY, SMOOTHED, CHARGES, SURROGATE, ZERO_MARGIN, HEATED, ACC, BLOCK_B, BLOCK_K,
@@ -302,8 +320,11 @@ def class_terms(
         at = sums_out + (problem * tl.num_programs(1) + tl.program_id(1)) * WIDTH
         store_sums(at, mass, charges, counts, spoiled, losses, divisor, samples, CHARGES, BLOCK_K)
     else:
+        seen = counts > 0
+        if COMPACT:
+            seen = count_classes(labels, 0, B, K, label_stride, ignore_index, BLOCK_B, BLOCK_K) > 0
         store_terms(
-            mass, charges, counts, spoiled, losses, divisor, samples, problem, class_weight, start,
+            mass, charges, counts, seen, spoiled, losses, divisor, samples, problem, class_weight, start,
             total_out, entropy_out, symmetry_out, spectral_out, confusion_out, counts_out, coefficients_out,
             u_out, v_out, K, rows, width, class_weight_stride, start_stride, number(ce_weight, ACC),
             number(sym_weight, ACC), number(spec_weight, ACC), number(eps, ACC), tol, noise, iters,
@@ -320,8 +341,8 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     """
     logits = inputs.logits
     batch = logits.shape[-2]
-    shape = blocks(logits)
     charges = terms.spectral and terms.surrogate != "soft"
+    shape = blocks(logits, charges)
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
     problem_count = logits.shape[:-2].numel()
     arguments = forward_arguments(inputs, terms, results)
@@ -336,13 +357,13 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **shape)
 
 
-def blocks(logits: Tensor) -> dict[str, Any]:
-    """Sizes of the tiles, and with how many warps they are worked on."""
-    double = logits.dtype == torch.float64
+def blocks(logits: Tensor, charges: bool) -> dict[str, Any]:
+    """Sizes of the tiles, and with how many warps they are worked on; two sums leave less room than one."""
+    half = charges or logits.dtype == torch.float64
     columns = power_of_2(logits.shape[-1], 16)
     return {
         "ACC": real_type(logits.dtype),
-        "BLOCK_B": (512 if double else 1024) // columns,
+        "BLOCK_B": (512 if half else 1024) // columns,
         "BLOCK_K": columns,
         "num_warps": 8,
     }
@@ -404,20 +425,6 @@ def forward_arguments(inputs: Inputs, terms: Terms, results: Results) -> Any:
 # --- backward -----------------------------------------------------------------------------------------------------
 
 
-@triton.jit
-def count_classes(labels, begin, end, K, label_stride, ignore_index, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr):
-    """How many of samples [begin, end) each class has; a label that is no class counts for none."""
-    columns = tl.arange(0, BLOCK_K)
-    counts = tl.zeros((BLOCK_K,), tl.int32)
-    for first in range(begin, end, BLOCK_B):
-        row = tl.cast(first, tl.int64) + tl.arange(0, BLOCK_B)
-        inside = row < end
-        label = tl.load(labels + row * label_stride, mask=inside, other=0)
-        kept = inside & (label != ignore_index)
-        counts += tl.sum(((label[:, None] == columns[None, :]) & kept[:, None]).to(tl.int32), 0)
-    return tl.where(columns < K, counts, 0)
-
-
 @triton.jit(do_not_specialize=["B", "stretch", "ignore_index", "label_sizes", "label_strides"])
 def class_counts(
     labels, counts_out, label_sizes, label_strides, B, stretch, K, label_stride, ignore_index,
@@ -446,8 +453,9 @@ def class_terms_gradient(
     ZERO_MARGIN: tl.constexpr, HEATED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    # Grid (problems, tiles of rows). Memory bound: one read of the logits and one write of their gradient, an exp each.
-    problem = tl.program_id(0).to(tl.int64)
+    # Memory bound: one read of the logits and one write of their gradient, an exp each. A program has a tile of rows.
+    tiles = tl.cdiv(B, BLOCK_B)
+    problem = (tl.program_id(0) // tiles).to(tl.int64)
     columns = tl.arange(0, BLOCK_K)
     is_class = columns < K
     (sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
@@ -467,11 +475,11 @@ def class_terms_gradient(
     class_weights = tl.where(is_class, 1.0, 0.0).to(ACC)
     if weight is not None:
         weight += offset_of(problem, weight_sizes, weight_strides)
-        class_weights = tl.load(weight + columns * weight_stride, mask=is_class, other=0).to(ACC)
+        class_weights = tl.load(weight + columns.to(tl.int64) * weight_stride, mask=is_class, other=0).to(ACC)
     if sample_weight is not None:
         sample_weight += offset_of(problem, sample_sizes, sample_strides)
 
-    row = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    row = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     label, kept, row_weight, own, z = load_samples(
         logits, labels, sample_weight, row, row < B, columns, K, row_stride, column_stride, label_stride,
         sample_weight_stride, ignore_index, number(temperature, ACC), HEATED, ACC,
@@ -502,7 +510,7 @@ def class_terms_gradient(
                 known = counts > 0
             coefficients += problem * rows * width
             at = own_slot[:, None].to(tl.int64) * width + column[None, :]
-            towards = tl.load(coefficients + at, mask=kept[:, None] & known[None, :], other=0)
+            towards = tl.load(coefficients + at, mask=(kept & (own_slot >= 0))[:, None] & known[None, :], other=0)
             gradient += (upstream * factor)[:, None] * through_softmax(towards, exps, total, columns)
         if SPECTRAL:
             row_factor = tl.load(u + problem * K + columns, mask=is_class, other=0)
@@ -513,8 +521,8 @@ def class_terms_gradient(
                     row_factor = divided(row_factor, counts.to(ACC))
                 if class_weight is not None:
                     class_weight += offset_of(problem, class_sizes, class_strides)
-                    factors = tl.load(class_weight + columns * class_weight_stride, mask=is_class, other=0).to(ACC)
-                    row_factor = row_factor * factors
+                    at = class_weight + columns.to(tl.int64) * class_weight_stride
+                    row_factor = row_factor * tl.load(at, mask=is_class, other=0).to(ACC)
             direction = tl.load(v + problem * K + columns, mask=is_class, other=0)
             by_row = surrogate_gradient(
                 z, exps, total, own, direction, columns, K, number(margin, ACC), SURROGATE, ZERO_MARGIN
@@ -543,7 +551,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
     """
     logits, labels = inputs.logits, inputs.labels
     batch, classes = logits.shape[-2:]
-    shape = blocks(logits)
+    shape = blocks(logits, False)
     problem_count = logits.shape[:-2].numel()
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     rows = min(batch, classes)
@@ -568,7 +576,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
     tensors = (logits, labels, inputs.sample_weight, inputs.weight, inputs.class_weight)
     leading = tuple(part for place, t in enumerate(tensors) for part in problems(t, 2 if place == 0 else 1))
     launch(
-        class_terms_gradient, (problem_count, cdiv(batch, shape["BLOCK_B"])),
+        class_terms_gradient, (problem_count * cdiv(batch, shape["BLOCK_B"]),),
         *tensors, grad, upstream.coefficients, upstream.counts, counted, upstream.u, upstream.v, out,
         (*leading, *problems(grad, inner)), batch, stretches, classes, *logits.stride()[-2:],
         *map(last_stride, tensors[1:]), *(grad.stride()[-2:] if inner else (1, 1)),

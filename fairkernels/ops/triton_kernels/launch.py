@@ -53,7 +53,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = Fals
     """
     if 0 in grid:
         return
-    this = Launch(kernel, grid, tuple(map(disguised, args)), options, in_place)
+    args = tuple(disguised(arg) if isinstance(arg, tuple) else arg for arg in args)
+    this = Launch(kernel, grid, args, options, in_place)
     for launches, _ in _recorders:
         launches.append(this)
     if all(runs for _, runs in _recorders):

@@ -66,7 +66,8 @@ def spectral_norm_on_chip(
         if TURNED:  # the hint is one for the other side
             x = first_direction(tl.arange(0, BLOCK_M), rows, nonnegative)
             x = with_hint(x, tl.load(hint + row * hint_stride, mask=row < rows, other=0.0))
-            x = tl.sum(tile.to(tl.float64) * x[:, None], 0)
+            largest = tl.max(tl.abs(tile))
+            x = tl.sum((tile / tl.where(largest > 0, largest, 1.0)).to(tl.float64) * x[:, None], 0)
         else:
             x = with_hint(x, tl.load(hint + column * hint_stride, mask=column < columns, other=0.0))
 
@@ -299,9 +300,9 @@ def keep(sums, number, part, programs, value):
 
 
 @triton.jit
-def start_block(start, at, n, stride, x_length, weight, NONNEGATIVE: tl.constexpr):
+def start_block(start, at, n, stride, x_length, weight, nonnegative):
     """A block of the first direction, not of length 1 yet."""
-    x = first_direction(at, n, NONNEGATIVE)
+    x = first_direction(at, n, nonnegative)
     if start is not None:
         hint = tl.load(start + at.to(tl.int64) * stride, mask=at < n, other=0.0)
         x = towards_hint(x, x_length, hint, weight)
@@ -309,13 +310,13 @@ def start_block(start, at, n, stride, x_length, weight, NONNEGATIVE: tl.constexp
 
 
 @triton.jit
-def start_lengths(start, n, stride, NONNEGATIVE: tl.constexpr, BLOCK: tl.constexpr):
+def start_lengths(start, n, stride, nonnegative, BLOCK: tl.constexpr):
     """What ``start_block`` needs to know of the whole vector."""
     of_x = tl.zeros((BLOCK,), tl.float64)
     of_hint = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, n, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        x = first_direction(at, n, NONNEGATIVE)
+        x = first_direction(at, n, nonnegative)
         of_x += x * x
         if start is not None:
             hint = tl.load(start + at.to(tl.int64) * stride, mask=at < n, other=0.0).to(tl.float64)
