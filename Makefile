@@ -1,5 +1,6 @@
 # make demo      the main job, on data that ships with scikit-learn
-# make test      the tests that take seconds each, then those of the Triton kernels on Triton's interpreter
+# make test      the tests that take seconds each, then those of the GPU kernels on the CPU: Triton's interpreted, CUDA's
+#                compiled as C++
 # make test-all  all tests, likewise
 # make budget    what the GPU kernels need, as compiled: tests/budget.json, docs/triton.md, docs/cuda.md
 # make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
@@ -18,6 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 # Interpreted kernels and compiled ones can not share a process, and triton reads this when it is imported.
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) -k "triton and not aot"
+ON_CPU := OMP_NUM_THREADS=1 $(BIN)/python tests/cuda_on_cpu/run.py -n auto --maxprocesses 4
 
 .PHONY: demo test test-all budget fuzz bench docs lint
 
@@ -27,10 +29,14 @@ demo: .venv/.ready
 test: .venv/.ready
 	$(PYTEST) -m "not slow" tests
 	$(INTERPRETED) -m "not slow" tests
+	$(ON_CPU) -m "not slow"
 
 test-all: .venv/.ready
 	$(PYTEST) tests
 	$(INTERPRETED) tests
+	$(ON_CPU)
+	$(ON_CPU) --order reversed
+	$(ON_CPU) --order random --sanitize
 
 budget: .venv/.ready
 	$(BIN)/python tests/triton_aot.py --write
