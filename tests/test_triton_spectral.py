@@ -187,6 +187,16 @@ def test_one_launch_a_step():
     assert names == ["gram_matrix", "begin_steps", *["locg_step"] * 17, "end_steps"]
 
 
+def test_gram_matrix_of_many_stretches(monkeypatch):
+    """Some of its tiles are sums of several, each of several products."""
+    monkeypatch.setattr(spectral.Steps, "STRETCH", 32)
+    matrix = uniform(130, 1300).float()
+    matrix[0, 0] = 1
+    gram = spectral.Steps(matrix, (1, 0.0, 0.0, True), False).gram()[0]
+    torch.testing.assert_close(gram[:, :130], matrix @ matrix.mT)
+    torch.testing.assert_close(gram[:, 130], matrix.sum(1))
+
+
 @pytest.mark.parametrize("shape", [(3, 600), (40, 600), (600, 3)])
 def test_gradient_of_many_blocks(shape):
     grad, u, v = normal(2), normal(2, shape[0]), normal(2, shape[1])
@@ -225,6 +235,8 @@ def test_gap_of_many_tiles(size, with_counts, reduction, absent, dtype):
     rates[:, 5, : size - 1] = 0
     rates[:, 6, 128:] = 0
     counts = (torch.arange(2 * size).view(2, size) % 5).to(dtype) if with_counts else None
+    if with_counts:
+        counts[1, :40] = 0
     grad = torch.tensor([1.0, -2.5], dtype=dtype)
     leaf = rates.double().requires_grad_()
     exact = exact_gap(leaf, None if counts is None else counts.double(), 0.1, absent, reduction)
