@@ -155,10 +155,11 @@ def test_a_first_direction_that_is_lost(beyond_registers):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("method", ["locg", "power"])
 @pytest.mark.parametrize("place", [4, 36])
-@pytest.mark.parametrize("on_chip", [False, True])
-def test_a_first_direction_that_a_signed_matrix_loses(on_chip, place, method, dtype, monkeypatch):
+@pytest.mark.parametrize("kept", ["in registers", "in the cache", "in steps"])
+def test_a_first_direction_that_a_signed_matrix_loses(kept, place, method, dtype, monkeypatch):
     """Its only row is orthogonal to that direction, to the last bit."""
-    monkeypatch.setattr(spectral, "fits_registers", lambda _: on_chip)
+    monkeypatch.setattr(spectral, "fits_registers", lambda _: kept == "in registers")
+    monkeypatch.setattr(spectral, "fits_cache", lambda _: kept == "in the cache")
     monkeypatch.setattr(spectral_tile, "BLOCK_IN_CACHE", tl.constexpr(2048))
     turn = 0.618034 * torch.arange(2, dtype=F64)
     x = 1 + (turn - turn.floor()) / 2
