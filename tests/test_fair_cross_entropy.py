@@ -318,13 +318,18 @@ def test_python_threads_with_different_options():
 
 @pytest.mark.parametrize(("rows", "classes"), [(6, 3), (40, 8), (40, 30), (6, 200)])
 @pytest.mark.parametrize("right", [True, False])
-def test_gradients_of_sure_rows(rows, classes, right):
+@pytest.mark.parametrize(
+    ("backend", "left_out"),
+    [(backend, "ce_weight") for backend in COMPILED]
+    + [(backend, "sym_weight") for backend in COMPILED if backend != "native"],
+)
+def test_gradients_of_sure_rows(backend, left_out, rows, classes, right):
     """Each row is measured by itself: beside unsure ones they are small, and the half of a difference that cancels."""
     labels = torch.arange(rows) % min(classes, 4)
     top = labels if right else (labels + 1) % min(classes, 4)
     logits = torch.randn(rows, classes)
     logits[torch.arange(rows), top] += 18
-    options = {"ce_weight": 0.0, "backend": "native"}
+    options = {left_out: 0.0, "backend": backend}
     grads = []
     for dtype in (torch.float32, torch.float64):
         leaf = logits.to(dtype).requires_grad_()

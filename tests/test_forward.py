@@ -86,7 +86,9 @@ def test_each_tensor_has_its_own_layout(name, backend):
     expected = call(name, s, backend=backend)
     for place in range(len(list(tensors(s)))):
         number = count()
-        one_strided = replace_tensors(s, lambda t, n=number, at=place: strided(t) if next(n) == at else t)
+        one_strided = replace_tensors(
+            s, lambda t, number=number, place=place: strided(t) if next(number) == place else t
+        )
         torch.testing.assert_close(call(name, one_strided, backend=backend), expected, rtol=1e-6, atol=1e-6)
 
 

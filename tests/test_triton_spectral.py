@@ -155,10 +155,11 @@ def test_a_first_direction_that_is_lost(beyond_registers):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("method", ["locg", "power"])
 @pytest.mark.parametrize("place", [4, 36])
-@pytest.mark.parametrize("on_chip", [False, True])
-def test_a_first_direction_that_a_signed_matrix_loses(on_chip, place, method, dtype, monkeypatch):
+@pytest.mark.parametrize("kept", ["in registers", "in the cache", "in steps"])
+def test_a_first_direction_that_a_signed_matrix_loses(kept, place, method, dtype, monkeypatch):
     """Its only row is orthogonal to that direction, to the last bit."""
-    monkeypatch.setattr(spectral, "fits_registers", lambda _: on_chip)
+    monkeypatch.setattr(spectral, "fits_registers", lambda _: kept == "in registers")
+    monkeypatch.setattr(spectral, "fits_cache", lambda _: kept == "in the cache")
     monkeypatch.setattr(spectral_tile, "BLOCK_IN_CACHE", tl.constexpr(2048))
     turn = 0.618034 * torch.arange(2, dtype=F64)
     x = 1 + (turn - turn.floor()) / 2
@@ -185,6 +186,16 @@ def test_one_launch_a_step():
         spectral.spectral_norm(matrix, None, "locg", 17, None)
     names = [this.name for this in launches]
     assert names == ["gram_matrix", "begin_steps", *["locg_step"] * 17, "end_steps"]
+
+
+def test_gram_matrix_of_many_stretches(monkeypatch):
+    """Some of its tiles are sums of several, each of several products."""
+    monkeypatch.setattr(spectral.Steps, "STRETCH", 32)
+    matrix = uniform(130, 1300).float()
+    matrix[0, 0] = 1
+    gram = spectral.Steps(matrix, (1, 0.0, 0.0, True), False).gram()[0]
+    torch.testing.assert_close(gram[:, :130], matrix @ matrix.mT)
+    torch.testing.assert_close(gram[:, 130], matrix.sum(1))
 
 
 @pytest.mark.parametrize("shape", [(3, 600), (40, 600), (600, 3)])
@@ -225,6 +236,8 @@ def test_gap_of_many_tiles(size, with_counts, reduction, absent, dtype):
     rates[:, 5, : size - 1] = 0
     rates[:, 6, 128:] = 0
     counts = (torch.arange(2 * size).view(2, size) % 5).to(dtype) if with_counts else None
+    if with_counts:
+        counts[1, :40] = 0
     grad = torch.tensor([1.0, -2.5], dtype=dtype)
     leaf = rates.double().requires_grad_()
     exact = exact_gap(leaf, None if counts is None else counts.double(), 0.1, absent, reduction)

@@ -20,6 +20,7 @@ from ..schema import accumulation_dtype
 from .common import offset_of
 from .launch import cdiv, launch, power_of_2, problems, real_type
 from .spectral_tile import (
+    LOST,
     best_combination,
     default_steering,
     direction_of,
@@ -137,7 +138,7 @@ def spectral_norm_in_cache(
 
     x = direction_of(x)
     ax = normal_product(scaled, x)
-    if usable & (tl.sum(x * ax) == 0):
+    if usable & (tl.sum(x * ax) < LOST):
         # the first direction happens to be one that the matrix maps to 0: the row with the largest entry is none
         at = matrix + place.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
         x = direction_of(times_power_of_two(tl.load(at, mask=column < columns, other=0.0).to(tl.float64), -exponent))
@@ -437,7 +438,7 @@ def locg_step(
         residual = tl.sqrt(tl.maximum(tl.sum(squares) - r_along_v * r_along_v, 0.0))
         theta += r_along_v
 
-        lost = theta == 0  # the first direction happens to be one that is mapped to 0
+        lost = theta < LOST
         if (residual > limit * theta) | lost:
             pick = tl.cast(-1, tl.int64)
             if lost:
@@ -523,7 +524,7 @@ def power_step(
             r = tl.load(before + 3 * n + at, mask=at < n, other=0.0) - theta * v
             squares += r * r
 
-        lost = theta == 0
+        lost = theta < LOST
         if (tl.sqrt(tl.sum(squares)) > limit * theta) | lost:
             pick = tl.cast(-1, tl.int64)
             if lost:

@@ -109,6 +109,8 @@ def rows_in_cache(matrix, first, x):
     return scaled_block(place, row, column, rows, columns, row_stride, column_stride, exponent, REAL)
 
 
+LOST = tl.constexpr(1e-12)  # of theta, where the largest entry lies in [1, 2): the first direction is mapped to 0
+
 # --- the iteration ------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +278,7 @@ def leading_pair_tile(matrix, start, iters, tol, noise, LOCG: tl.constexpr):
 
     v = direction_of(start)
     av = normal_product(matrix, v)
-    if finite & (largest > 0) & (tl.sum(v * av) == 0):
+    if finite & (largest > 0) & (tl.sum(v * av) < LOST):
         # the first direction happens to be one that the matrix maps to 0: the row with the largest entry is none
         chosen = tl.arange(0, matrix.shape[0]) == tl.argmax(in_each_row, 0)
         v = direction_of(tl.sum(tl.where(chosen[:, None], matrix, 0.0), 0).to(tl.float64))
