@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "cuda/elements.cuh"
 #include "cuda/images.h"
 #include "support/device.h"
 
@@ -86,18 +87,7 @@ FK_DEVICE void store_vector(const ImageShape& shape, const ImageOperand& image, 
 
 template <typename Real>
 FK_DEVICE Real parameter_at(const ImageOperand& parameter, int64_t offset) {
-  switch (parameter.dtype) {
-    case Dtype::float64:
-      return static_cast<Real>(static_cast<const double*>(parameter.data)[offset]);
-    case Dtype::float32:
-      return static_cast<Real>(static_cast<const float*>(parameter.data)[offset]);
-    case Dtype::bfloat16:
-      return static_cast<Real>(widen(static_cast<const BFloat16*>(parameter.data)[offset]));
-    case Dtype::float16:
-      return static_cast<Real>(widen(static_cast<const Half*>(parameter.data)[offset]));
-    default:
-      return static_cast<Real>(widen(static_cast<const uint8_t*>(parameter.data)[offset]));
-  }
+  return element_at<Real>(parameter.data, parameter.dtype, offset);
 }
 
 // A parameter of the elements of a vector: mostly one value.

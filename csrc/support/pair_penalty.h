@@ -35,8 +35,14 @@ FK_HOST_DEVICE FK_INLINE PairPenalty<Real> pair_penalty(Real forward, Real backw
 
 template <typename Real>
 FK_HOST_DEVICE FK_INLINE Real least_eps(double eps) {
-  const Real least = 4 * std::numeric_limits<Real>::min();
+  constexpr Real least = 4 * std::numeric_limits<Real>::min();
   return static_cast<Real>(eps) < least ? least : static_cast<Real>(eps);
+}
+
+// What the sum over the pairs of `present` classes is multiplied by; the mean over no pairs is 0.
+FK_HOST_DEVICE FK_INLINE double pair_scale(bool mean, double present) {
+  const double pairs = present * (present - 1) / 2;
+  return !mean ? 1 : pairs > 0 ? 1 / pairs : 0;
 }
 
 }  // namespace fairkernels
