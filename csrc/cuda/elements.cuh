@@ -22,4 +22,22 @@ FK_DEVICE Real element_at(const void* data, Dtype dtype, int64_t offset) {
   }
 }
 
+// Of a floating type.
+FK_DEVICE void store_element(void* data, Dtype dtype, int64_t offset, double value) {
+  switch (dtype) {
+    case Dtype::float64:
+      static_cast<double*>(data)[offset] = value;
+      break;
+    case Dtype::float32:
+      static_cast<float*>(data)[offset] = static_cast<float>(value);
+      break;
+    case Dtype::bfloat16:
+      static_cast<BFloat16*>(data)[offset] = narrow(value, BFloat16{});
+      break;
+    default:
+      static_cast<Half*>(data)[offset] = narrow(value, Half{});
+      break;
+  }
+}
+
 }  // namespace fairkernels

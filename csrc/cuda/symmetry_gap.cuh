@@ -8,6 +8,7 @@
 
 #include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/shared_tile.cuh"
 #include "cuda/symmetry_gap.h"
 #include "support/pair_penalty.h"
 
@@ -17,8 +18,8 @@ constexpr int kWholeThreads = 512;
 constexpr int kTileThreads = 256;
 constexpr int kTotalThreads = 512;
 constexpr int kRowSumThreads = 256;
+constexpr int kColumnsInFlight = 8;
 constexpr int kRowsPerBlock = kRowSumThreads / device::kWarp;
-constexpr int kLinesInFlight = 8;
 
 // Doubles take twice the shared memory: the most that every GPU has is 99 KiB.
 template <typename Real>
@@ -36,58 +37,6 @@ template <typename Real>
 int64_t gap_parts(int64_t classes) {
   const int64_t tiles = gap_tiles(classes, kRateTile<Real>);
   return classes <= kMostWhole<Real> ? 1 : (tiles + 1) / 2 * (tiles + 1);
-}
-
-// ---- Tiles of rates in shared memory
-
-template <typename Real>
-struct RateTile {
-  Real* data;
-  int rows;
-  int columns;
-  int pitch;
-
-  FK_DEVICE Real& operator()(int i, int j) const { return data[i * pitch + j]; }
-};
-
-// Lanes go along the rows or the columns, whichever lie side by side in memory.
-template <typename T, typename Real>
-FK_DEVICE void load_rates(const T* from, int64_t row_stride, int64_t column_stride, const RateTile<Real>& tile) {
-  const bool upright = row_stride < column_stride;
-  const int lines = upright ? tile.columns : tile.rows;
-  const int length = upright ? tile.rows : tile.columns;
-  const int64_t line_stride = upright ? column_stride : row_stride;
-  const int64_t stride = upright ? row_stride : column_stride;
-  const int line_pitch = upright ? 1 : tile.pitch;
-  const int pitch = upright ? tile.pitch : 1;
-  const int warps = device::threads() / device::kWarp;
-  for (int first = device::thread() / device::kWarp; first < lines; first += kLinesInFlight * warps) {
-    for (int at = device::thread() % device::kWarp; at < length; at += device::kWarp) {
-      Real value[kLinesInFlight];
-#pragma unroll
-      for (int k = 0; k < kLinesInFlight; ++k) {
-        const int line = first + k * warps;
-        value[k] = line < lines ? widen(from[line * line_stride + at * stride]) : Real(0);
-      }
-#pragma unroll
-      for (int k = 0; k < kLinesInFlight; ++k) {
-        const int line = first + k * warps;
-        if (line < lines) {
-          tile.data[line * line_pitch + at * pitch] = value[k];
-        }
-      }
-    }
-  }
-}
-
-template <typename T, typename Real>
-FK_DEVICE void store_rates(const RateTile<Real>& tile, T* to, int64_t row_stride) {
-  const int warps = device::threads() / device::kWarp;
-  for (int i = device::thread() / device::kWarp; i < tile.rows; i += warps) {
-    for (int j = device::thread() % device::kWarp; j < tile.columns; j += device::kWarp) {
-      to[i * row_stride + j] = narrow(tile(i, j), T{});
-    }
-  }
 }
 
 // ---- Presence
@@ -127,16 +76,16 @@ FK_KERNEL(kRowSumThreads) symmetry_gap_row_sums(FK_CONSTANT(SymmetryGapTask) tas
   }
   const int lane = device::thread() % device::kWarp;
   const T* from = static_cast<const T*>(task.confusion) + offset_of(task.confusion_at, problem) + row * task.row_stride;
-  Real sum[kLinesInFlight] = {};
-  for (int64_t first = lane; first < task.classes; first += kLinesInFlight * device::kWarp) {
+  Real sum[kColumnsInFlight] = {};
+  for (int64_t first = lane; first < task.classes; first += kColumnsInFlight * device::kWarp) {
 #pragma unroll
-    for (int k = 0; k < kLinesInFlight; ++k) {
+    for (int k = 0; k < kColumnsInFlight; ++k) {
       const int64_t column = first + k * device::kWarp;
       sum[k] += column < task.classes ? widen(from[column * task.column_stride]) : Real(0);
     }
   }
 #pragma unroll
-  for (int k = 1; k < kLinesInFlight; ++k) {
+  for (int k = 1; k < kColumnsInFlight; ++k) {
     sum[0] += sum[k];
   }
   const Real total = warp_sum(sum[0]);
@@ -206,7 +155,7 @@ struct WholeMatrix {
         rates{device::shared_memory<Real>(), classes, classes, whole_pitch(classes)},
         present(rates.data + classes * rates.pitch) {
     const T* from = static_cast<const T*>(task.confusion) + offset_of(task.confusion_at, device::block());
-    load_rates(from, task.row_stride, task.column_stride, rates);
+    load_tile(from, task.row_stride, task.column_stride, rates);
     device::barrier();
     const int warps = device::threads() / device::kWarp;
     const int lane = device::thread() % device::kWarp;
@@ -237,7 +186,7 @@ struct WholeMatrix {
   }
 
   const int classes;
-  const RateTile<Real> rates;
+  const SharedTile<Real> rates;
   Real* const present;
 };
 
@@ -270,7 +219,7 @@ FK_KERNEL(kWholeThreads) symmetry_gap_whole_slopes(FK_CONSTANT(SymmetryGapTask) 
     matrix.rates(i, i) = 0;
   }
   device::barrier();
-  store_rates(matrix.rates, static_cast<T*>(task.out) + device::block() * task.classes * task.classes, task.classes);
+  store_tile(matrix.rates, static_cast<T*>(task.out) + device::block() * task.classes * task.classes, task.classes);
 }
 
 // ---- A matrix of many tiles
@@ -315,10 +264,10 @@ struct MirroredTiles {
         in_row(memory.in_row),
         in_column(memory.in_column) {
     const T* from = static_cast<const T*>(task.confusion) + offset_of(task.confusion_at, problem);
-    load_rates(from + first_row * task.row_stride + first_column * task.column_stride, task.row_stride,
+    load_tile(from + first_row * task.row_stride + first_column * task.column_stride, task.row_stride,
                task.column_stride, own);
     if (!diagonal()) {
-      load_rates(from + first_column * task.row_stride + first_row * task.column_stride, task.row_stride,
+      load_tile(from + first_column * task.row_stride + first_row * task.column_stride, task.row_stride,
                  task.column_stride, mirror);
     }
     for (int at = device::thread(); at < kTile; at += device::threads()) {
@@ -349,8 +298,8 @@ struct MirroredTiles {
   const int64_t problem;
   const int64_t first_row;
   const int64_t first_column;
-  const RateTile<Real> own;
-  const RateTile<Real> mirror;
+  const SharedTile<Real> own;
+  const SharedTile<Real> mirror;
   bool* const in_row;
   bool* const in_column;
 };
@@ -410,9 +359,9 @@ FK_KERNEL(kTileThreads) symmetry_gap_tile_slopes(FK_CONSTANT(SymmetryGapTask) ta
   }
   device::barrier();
   T* out = static_cast<T*>(task.out) + problem * task.classes * task.classes;
-  store_rates(pair.own, out + pair.first_row * task.classes + pair.first_column, task.classes);
+  store_tile(pair.own, out + pair.first_row * task.classes + pair.first_column, task.classes);
   if (!pair.diagonal()) {
-    store_rates(pair.mirror, out + pair.first_column * task.classes + pair.first_row, task.classes);
+    store_tile(pair.mirror, out + pair.first_column * task.classes + pair.first_row, task.classes);
   }
 }
 

@@ -34,9 +34,11 @@ FK_HOST_DEVICE FK_INLINE PairPenalty<Real> pair_penalty(Real forward, Real backw
 }
 
 template <typename Real>
+constexpr Real kLeastEps = 4 * std::numeric_limits<Real>::min();
+
+template <typename Real>
 FK_HOST_DEVICE FK_INLINE Real least_eps(double eps) {
-  constexpr Real least = 4 * std::numeric_limits<Real>::min();
-  return static_cast<Real>(eps) < least ? least : static_cast<Real>(eps);
+  return static_cast<Real>(eps) < kLeastEps<Real> ? kLeastEps<Real> : static_cast<Real>(eps);
 }
 
 // What the sum over the pairs of `present` classes is multiplied by; the mean over no pairs is 0.
