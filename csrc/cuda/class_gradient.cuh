@@ -78,7 +78,7 @@ struct ProblemSlopes {
   Real all_weights = 0;   // of the classes, with label smoothing
 
   FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int64_t parts)
-      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task, task.grad, problem) : 0)),
+      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task.grad.at, problem) : 0)),
         width(task.ignores_absent && task.samples < task.classes ? task.samples : task.classes),
         counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)) {
     const int64_t rows = task.samples < task.classes ? task.samples : task.classes;

@@ -151,7 +151,7 @@ FK_KERNEL(kPairThreads) class_pairs(FK_CONSTANT(ClassTask) task, SumShape shape)
   problem.set = set;
   problem.used = by_class ? set.size() : shape.rows;
   problem.eps = least_eps<Real>(task.eps);
-  problem.factor = static_cast<Real>(task.sym_weight * scale_of_pairs(task, active_classes(task, shape, problem.counts)));
+  problem.factor = static_cast<Real>(task.sym_weight * pair_scale(task.mean_of_pairs, active_classes(task, shape, problem.counts)));
 
   double penalties = 0;
   if (block < squares) {
@@ -197,7 +197,7 @@ FK_KERNEL(kPairThreads) class_terms_of_sums(FK_CONSTANT(ClassTask) task, SumShap
   }
   if (task.wants_symmetry) {
     const double active = active_classes(task, shape, workspace.counts + problem * shape.rows);
-    gap = scale_of_pairs(task, active) * sum_of(workspace.penalties + problem * shape.pair_blocks, shape.pair_blocks);
+    gap = pair_scale(task.mean_of_pairs, active) * sum_of(workspace.penalties + problem * shape.pair_blocks, shape.pair_blocks);
   }
   if (device::thread() == 0) {
     put_values<T>(task, problem, entropy, gap, 0);

@@ -279,12 +279,6 @@ FK_DEVICE void small_confusion(const ClassTask& task, int64_t problem, const Sma
   }
 }
 
-// What the sum over the pairs of `active` classes is multiplied by; the mean over no pairs is 0.
-FK_DEVICE double scale_of_pairs(const ClassTask& task, double active) {
-  const double pairs = active * (active - 1) / 2;
-  return task.mean_of_pairs ? (pairs > 0 ? 1 / pairs : 0) : 1;
-}
-
 // The symmetry gap; its derivatives by the sums of each class replace these.
 template <typename Real>
 FK_DEVICE double small_symmetry(const ClassTask& task, const SmallBlock<Real>& block) {
@@ -297,7 +291,7 @@ FK_DEVICE double small_symmetry(const ClassTask& task, const SmallBlock<Real>& b
       active += block.sums[label * block.pitch + classes] != 0 ? 1 : 0;
     }
   }
-  const double scale = scale_of_pairs(task, active);
+  const double scale = pair_scale(task.mean_of_pairs, active);
   const Real factor = static_cast<Real>(task.sym_weight * scale);
   double penalties = 0;
   for (int cell = device::thread(); cell < classes * classes; cell += kSmallThreads) {

@@ -4,12 +4,11 @@
 
 #include <cstdint>
 
+#include "cuda/problems.h"
 #include "support/elements.h"
 #include "support/platform.h"
 
 namespace fairkernels {
-
-constexpr int kLeadingDims = 8;
 
 // What a confusion matrix is divided by: each row by the weight of its class, all by that of all samples, or nothing.
 enum class Normalize { by_true_class, by_all, none };
@@ -20,7 +19,7 @@ struct ClassOperand {
   Dtype dtype;
   int64_t row_stride;
   int64_t stride;
-  int64_t leading[kLeadingDims];
+  Problems at;
 };
 
 // A term that is not wanted is not computed; one of weight 0 is left out of the total. Results are contiguous, and null
@@ -29,8 +28,6 @@ struct ClassTask {
   int64_t problems;
   int64_t samples;
   int classes;
-  int leading_dims;
-  int64_t leading[kLeadingDims];
 
   ClassOperand logits;         // [..., B, K]
   ClassOperand labels;         // [..., B], int64
