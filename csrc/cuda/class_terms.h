@@ -6,7 +6,9 @@
 
 #include "cuda/problems.h"
 #include "support/elements.h"
+#include "support/iteration_math.h"
 #include "support/platform.h"
+#include "support/surrogate.h"
 
 namespace fairkernels {
 
@@ -33,6 +35,8 @@ struct ClassTask {
   ClassOperand labels;         // [..., B], int64
   ClassOperand sample_weight;  // [..., B]
   ClassOperand weight;         // [..., K], of the cross-entropy
+  ClassOperand class_weight;   // [..., K], of the rows of the surrogate's matrix
+  ClassOperand start;          // [..., K], where the spectral iteration starts
   ClassOperand grad;           // backward: [...], of soft_confusion [..., K, K]; none: 1
 
   void* total;          // [...], in the type of the logits; all below in its accumulator
@@ -62,6 +66,13 @@ struct ClassTask {
   bool ignores_absent;
   double sym_weight;
   double eps;
+
+  bool wants_spectral;
+  bool divides_u;  // u, as it is kept, is divided by the samples of each class, or by all, as the backward wants it
+  Surrogate surrogate;
+  double margin;
+  double spec_weight;
+  IterationOptions iteration;
 };
 
 }  // namespace fairkernels
