@@ -92,6 +92,12 @@ ClassTask fair_task(const Tensor& logits, const Tensor& labels, const OptionalTe
   task.ignores_absent = options.symmetry.absent == Absent::ignore;
   task.sym_weight = options.sym_weight;
   task.eps = options.eps;
+  task.wants_spectral = options.wants_spectral();
+  task.divides_u = true;
+  task.surrogate = options.surrogate;
+  task.margin = options.margin;
+  task.spec_weight = options.spec_weight;
+  task.iteration = iteration_options(true, task.logits.dtype == Dtype::float64);
   return task;
 }
 
@@ -220,7 +226,7 @@ AllResults forward(
   const FairArguments arguments(logits, labels, weight, options, ignore_index);
   const Results results(arguments, logits);
 #if defined(FK_WITH_CUDA)
-  if (on_gpu(logits) && !(kCudaOnCpu && arguments.options.wants_spectral())) {
+  if (on_gpu(logits)) {
     ClassTask task = fair_task(logits, labels, weight, options, ignore_index);
     results.take_places(options, task);
     run_class_terms(task, logits);
@@ -256,7 +262,7 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
   const Tensor right = dense(v, arguments.per_problem({batch.classes}), accumulator, "v");
   const Tensor grad_logits = empty(batch.shape, batch.dtype, &logits);
 #if defined(FK_WITH_CUDA)
-  if (on_gpu(logits) && !(kCudaOnCpu && arguments.options.wants_spectral())) {
+  if (on_gpu(logits)) {
     ClassTask task = fair_task(logits, labels, weight, options, ignore_index);
     task.grad = class_operand(grad, 0);
     task.coefficients = const_cast<void*>(saved.const_data_ptr());
@@ -334,7 +340,7 @@ std::tuple<Tensor, Tensor> with_gradient(const Tensor& logits, const Tensor& lab
   text.read(options);
   const FairArguments arguments(logits, labels, weight, text.options(), text.ignore_index());
 #if defined(FK_WITH_CUDA)
-  if (on_gpu(logits) && !(kCudaOnCpu && arguments.options.wants_spectral())) {
+  if (on_gpu(logits)) {
     return with_gradient_on_gpu(arguments, logits, labels, weight, text.ignore_index());
   }
 #endif

@@ -1,4 +1,5 @@
-// spectral_loss: checks and glue. The mathematics is in cpu/spectral_loss.h, cpu/spectral_norm.h and cpu/sparse_norm.h.
+// spectral_loss: checks and glue. The mathematics is in cpu/spectral_loss.h, cpu/spectral_norm.h, cpu/sparse_norm.h and
+// cuda/class_terms.cuh.
 #include "cpu/spectral_loss.h"
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "support/confusion_arguments.h"
+#include "support/gpu_classes.h"
 #include "support/parallel.h"
 #include "support/spectral_options.h"
 #include "support/spectral_terms.h"
@@ -42,6 +44,22 @@ class LossArguments {
   const Surrogate surrogate;
   const double margin;
 };
+
+#if defined(FK_WITH_CUDA)
+
+ClassTask spectral_task(const Tensor& logits, const Tensor& labels, const OptionalTensor& class_weight,
+                        const LossArguments& arguments, const IterationOptions& options, int64_t ignore_index) {
+  ClassTask task = class_task(logits, labels, 1.0, ignore_index);
+  task.class_weight = class_operand(class_weight, 1);
+  task.wants_spectral = true;
+  task.surrogate = arguments.surrogate;
+  task.margin = arguments.margin;
+  task.spec_weight = 1;
+  task.iteration = options;
+  return task;
+}
+
+#endif
 
 // Of the rows of the matrix, [begin, end).
 template <typename T, typename Factor>
@@ -107,9 +125,20 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& logits, const Tensor& l
   const IterationOptions options = take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
   const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
   const ConfusionArguments& batch = arguments.batch;
-  const Tensor loss = empty(reshaped(batch.shape, 2, {}), batch.dtype);
-  const Tensor u = empty(arguments.vectors, accumulator_dtype(batch.dtype));
-  const Tensor v = empty(arguments.vectors, accumulator_dtype(batch.dtype));
+  const Tensor loss = empty(reshaped(batch.shape, 2, {}), batch.dtype, &logits);
+  const Tensor u = empty(arguments.vectors, accumulator_dtype(batch.dtype), &logits);
+  const Tensor v = empty(arguments.vectors, accumulator_dtype(batch.dtype), &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits)) {
+    ClassTask task = spectral_task(logits, labels, class_weight, arguments, options, ignore_index);
+    task.start = class_operand(start, 1);
+    task.total = results_of(loss);
+    task.u = results_of(u);
+    task.v = results_of(v);
+    run_class_terms(task, logits);
+    return {loss, u, v};
+  }
+#endif
   with_float_type(batch.dtype, [&](auto type) {
     using T = decltype(type);
     using Real = Accumulator<T>;
@@ -167,14 +196,24 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
                 const OptionalTensor& start, StringHandle surrogate, double margin, int64_t ignore_index, StringHandle method,
                 std::optional<int64_t> iters, std::optional<double> tol, const Tensor& u, const Tensor& v) {
   const Surrogate kind = surrogate_named(take_string(surrogate));
-  take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
+  const IterationOptions options = take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
   const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
   const ConfusionArguments& batch = arguments.batch;
   require_dtype(grad, batch.dtype, "grad");
   require_shape(grad, reshaped(batch.shape, 2, {}), "grad");
   const Tensor left = dense(u, arguments.vectors, accumulator_dtype(batch.dtype), "u");
   const Tensor right = dense(v, arguments.vectors, accumulator_dtype(batch.dtype), "v");
-  const Tensor grad_logits = empty(batch.shape, batch.dtype);
+  const Tensor grad_logits = empty(batch.shape, batch.dtype, &logits);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(logits)) {
+    ClassTask task = spectral_task(logits, labels, class_weight, arguments, options, ignore_index);
+    task.grad = class_operand(grad, 0);
+    task.u = const_cast<void*>(left.const_data_ptr());
+    task.v = const_cast<void*>(right.const_data_ptr());
+    run_class_gradient(task, logits, grad_logits);
+    return grad_logits;
+  }
+#endif
   const ProblemOffset grad_offset(grad, 0);
   with_float_type(batch.dtype, [&](auto type) {
     using T = decltype(type);
@@ -205,3 +244,10 @@ STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_spectral_loss_native", TORCH_BOX(&fairkernels::forward));
   m.impl("_spectral_loss_backward_native", TORCH_BOX(&fairkernels::backward));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_spectral_loss_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_spectral_loss_backward_native", TORCH_BOX(&fairkernels::backward));
+}
+#endif

@@ -1,8 +1,12 @@
-// spectral_norm: checks and glue. The mathematics is in cpu/spectral_norm.h and cpu/iteration.h.
+// spectral_norm: checks and glue. The mathematics is in support/iteration_math.h, cpu/iteration.h, cpu/spectral_norm.h
+// and, for a GPU, cuda/spectral_iteration.cuh and cuda/spectral_norm.cuh.
 #include "cpu/spectral_norm.h"
 
 #include <tuple>
 
+#include "cuda/spectral_norm.h"
+#include "support/gpu.h"
+#include "support/gpu_problems.h"
 #include "support/parallel.h"
 #include "support/spectral_options.h"
 #include "support/tensor.h"
@@ -16,6 +20,34 @@ Shape matrix_shape(const Tensor& matrix) {
   return shape;
 }
 
+#if defined(FK_WITH_CUDA)
+
+void launch_forward(const Tensor& matrix, const OptionalTensor& start, const IterationOptions& options,
+                    const Tensor& sigma, const Tensor& u, const Tensor& v) {
+  SpectralNormTask task{};
+  task.problems = sigma.numel();
+  task.rows = matrix.size(-2);
+  task.columns = matrix.size(-1);
+  task.dtype = dtype_of(matrix, "matrix");
+  task.matrix = matrix.const_data_ptr();
+  task.row_stride = matrix.stride(-2);
+  task.column_stride = matrix.stride(-1);
+  task.matrix_at = problems_of(matrix, 2);
+  if (start) {
+    task.start = start->const_data_ptr();
+    task.start_dtype = dtype_of(*start, "start");
+    task.start_stride = start->stride(-1);
+    task.start_at = problems_of(*start, 1);
+  }
+  task.options = options;
+  task.sigma = sigma.mutable_data_ptr();
+  task.u = u.mutable_data_ptr();
+  task.v = v.mutable_data_ptr();
+  launch_on_device_of(matrix, [&](void* stream) { return fk_spectral_norm(&task, stream); });
+}
+
+#endif
+
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& matrix, const OptionalTensor& start, StringHandle method,
                                            std::optional<int64_t> iters, std::optional<double> tol) {
   const Dtype dtype = float_dtype_of(matrix, "matrix");
@@ -24,9 +56,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& matrix, const OptionalT
   const int64_t columns = shape.back();
   const int64_t rows = shape[shape.size() - 2];
   const SideVectors starts(start, reshaped(shape, 2, {columns}), "start");
-  const Tensor sigma = empty(reshaped(shape, 2, {}), dtype);
-  const Tensor u = empty(reshaped(shape, 2, {rows}), accumulator_dtype(dtype));
-  const Tensor v = empty(reshaped(shape, 2, {columns}), accumulator_dtype(dtype));
+  const Tensor sigma = empty(reshaped(shape, 2, {}), dtype, &matrix);
+  const Tensor u = empty(reshaped(shape, 2, {rows}), accumulator_dtype(dtype), &matrix);
+  const Tensor v = empty(reshaped(shape, 2, {columns}), accumulator_dtype(dtype), &matrix);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(matrix)) {
+    launch_forward(matrix, start, options, sigma, u, v);
+    return {sigma, u, v};
+  }
+#endif
   const ProblemOffset offset(matrix, 2);
   with_float_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -68,7 +106,23 @@ Tensor backward(const Tensor& grad, const Tensor& matrix, const OptionalTensor& 
   require_shape(grad, reshaped(shape, 2, {}), "grad");
   const Tensor left = dense(u, reshaped(shape, 2, {rows}), accumulator_dtype(dtype), "u");
   const Tensor right = dense(v, reshaped(shape, 2, {columns}), accumulator_dtype(dtype), "v");
-  const Tensor grad_matrix = empty(shape, dtype);
+  const Tensor grad_matrix = empty(shape, dtype, &matrix);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(matrix)) {
+    OuterProductTask task{};
+    task.problems = grad.numel();
+    task.rows = rows;
+    task.columns = columns;
+    task.dtype = dtype;
+    task.grad = grad.const_data_ptr();
+    task.grad_at = problems_of(grad, 0);
+    task.u = left.const_data_ptr();
+    task.v = right.const_data_ptr();
+    task.out = grad_matrix.mutable_data_ptr();
+    launch_on_device_of(matrix, [&](void* stream) { return fk_spectral_norm_backward(&task, stream); });
+    return grad_matrix;
+  }
+#endif
   const ProblemOffset grad_offset(grad, 0);
   with_float_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -98,3 +152,10 @@ STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_spectral_norm_native", TORCH_BOX(&fairkernels::forward));
   m.impl("_spectral_norm_backward_native", TORCH_BOX(&fairkernels::backward));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_spectral_norm_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_spectral_norm_backward_native", TORCH_BOX(&fairkernels::backward));
+}
+#endif

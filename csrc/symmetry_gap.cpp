@@ -1,9 +1,13 @@
-// symmetry_gap: checks and glue. The mathematics is in cpu/symmetry_gap.h and support/pair_penalty.h.
+// symmetry_gap: checks and glue. The mathematics is in support/pair_penalty.h, cpu/symmetry_gap.h and
+// cuda/symmetry_gap.cuh.
 #include "cpu/symmetry_gap.h"
 
 #include <numeric>
 #include <vector>
 
+#include "cuda/symmetry_gap.h"
+#include "support/gpu.h"
+#include "support/gpu_problems.h"
 #include "support/parallel.h"
 #include "support/symmetry_options.h"
 #include "support/tensor.h"
@@ -48,6 +52,28 @@ class GapArguments {
       }
     });
     return active;
+  }
+
+  // Without what the backward has besides.
+  SymmetryGapTask gpu_task() const {
+    SymmetryGapTask task{};
+    task.problems = problems;
+    task.classes = classes;
+    task.dtype = dtype;
+    task.confusion = confusion_.const_data_ptr();
+    task.row_stride = confusion_.stride(-2);
+    task.column_stride = confusion_.stride(-1);
+    task.confusion_at = problems_of(confusion_, 2);
+    task.by_row = options.absent == Absent::ignore && !counts_;
+    if (options.absent == Absent::ignore && counts_) {
+      task.counts = counts_->const_data_ptr();
+      task.counts_dtype = float_dtype_of(*counts_, "counts");
+      task.count_stride = counts_->stride(-1);
+      task.counts_at = problems_of(*counts_, 1);
+    }
+    task.eps = eps;
+    task.mean = options.reduction == Reduction::mean;
+    return task;
   }
 
   const Dtype dtype;
@@ -99,11 +125,40 @@ double forward_problem(const GapArguments& arguments, int64_t problem) {
   return total * reduction_scale(arguments, active);
 }
 
+#if defined(FK_WITH_CUDA)
+
+// Calls launcher(task, stream) with memory for what blocks leave for each other.
+template <typename Launcher>
+void launch(SymmetryGapTask& task, bool sums, const Tensor& confusion, const Launcher& launcher) {
+  const int64_t parts = fk_symmetry_gap_parts(&task);
+  OptionalTensor part_sums;
+  OptionalTensor row_sums;
+  if (parts > 1 && sums) {
+    part_sums = empty({task.problems, parts}, Dtype::float64, &confusion);
+    task.sums = mutable_data_of<double>(*part_sums);
+  }
+  if (parts > 1 && task.by_row) {
+    row_sums = empty({task.problems, task.classes}, accumulator_dtype(task.dtype), &confusion);
+    task.row_sums = row_sums->mutable_data_ptr();
+  }
+  launch_on_device_of(confusion, [&](void* stream) { return launcher(&task, stream); });
+}
+
+#endif
+
 Tensor forward(const Tensor& confusion, const OptionalTensor& counts, double eps, StringHandle absent,
                StringHandle reduction) {
   const SymmetryOptions options(absent, reduction);
   const GapArguments arguments(confusion, counts, eps, options);
-  const Tensor gap = empty(reshaped(arguments.shape, 2, {}), arguments.dtype);
+  const Tensor gap = empty(reshaped(arguments.shape, 2, {}), arguments.dtype, &confusion);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(confusion)) {
+    SymmetryGapTask task = arguments.gpu_task();
+    task.out = gap.mutable_data_ptr();
+    launch(task, true, confusion, fk_symmetry_gap);
+    return gap;
+  }
+#endif
   with_float_type(arguments.dtype, [&](auto type) {
     using T = decltype(type);
     T* out = mutable_data_of<T>(gap);
@@ -132,7 +187,17 @@ Tensor backward(const Tensor& grad, const Tensor& confusion, const OptionalTenso
   const GapArguments arguments(confusion, counts, eps, options);
   require_dtype(grad, arguments.dtype, "grad");
   require_shape(grad, reshaped(arguments.shape, 2, {}), "grad");
-  const Tensor grad_confusion = empty(arguments.shape, arguments.dtype);
+  const Tensor grad_confusion = empty(arguments.shape, arguments.dtype, &confusion);
+#if defined(FK_WITH_CUDA)
+  if (on_gpu(confusion)) {
+    SymmetryGapTask task = arguments.gpu_task();
+    task.grad = grad.const_data_ptr();
+    task.grad_at = problems_of(grad, 0);
+    task.out = grad_confusion.mutable_data_ptr();
+    launch(task, false, confusion, fk_symmetry_gap_backward);
+    return grad_confusion;
+  }
+#endif
   const ProblemOffset grad_offset(grad, 0);
   with_float_type(arguments.dtype, [&](auto type) {
     using T = decltype(type);
@@ -159,3 +224,10 @@ STABLE_TORCH_LIBRARY_IMPL(fairkernels, CPU, m) {
   m.impl("_symmetry_gap_native", TORCH_BOX(&fairkernels::forward));
   m.impl("_symmetry_gap_backward_native", TORCH_BOX(&fairkernels::backward));
 }
+
+#if defined(FK_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fairkernels, CUDA, m) {
+  m.impl("_symmetry_gap_native", TORCH_BOX(&fairkernels::forward));
+  m.impl("_symmetry_gap_backward_native", TORCH_BOX(&fairkernels::backward));
+}
+#endif

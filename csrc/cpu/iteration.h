@@ -10,26 +10,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "support/iteration_math.h"
 #include "support/lanes.h"
 #include "support/platform.h"
 
 namespace fairkernels {
 
 using Vector = std::vector<double>;
-
-struct IterationOptions {
-  bool accelerated = true;  // "locg"; else "power"
-  int64_t iters = 64;
-  double tol = 1e-5;   // of the residual |Av - theta v| relative to theta
-  double noise = 1e-6;  // what is left of the residual when products are rounded; no tol goes below it
-};
-
-// A negative number stands for what is not given. Where singular values nearly tie, sigma is wrong by up to half of tol,
-// and elsewhere u and v by about tol: 1e-5 promises sigma to 1e-5, 1e-10 gradients to 1e-8.
-inline IterationOptions iteration_options(bool accelerated, bool in_double, int64_t iters = -1, double tol = -1) {
-  const int64_t usual = !accelerated ? 1000 : in_double ? 256 : 64;
-  return {accelerated, iters < 0 ? usual : iters, tol < 0 ? (in_double ? 1e-10 : 1e-5) : tol, in_double ? 2e-15 : 1e-6};
-}
 
 FK_CLONES static double dot(const double* a, const double* b, int64_t n) {
   return ragged_sum<double>(n, [=](int64_t i) { return a[i] * b[i]; });
@@ -131,32 +118,6 @@ struct Direction {
   }
 };
 
-struct Coefficients {
-  double v, r, p;
-};
-
-// The eigenvector of the largest eigenvalue of [[0, a, b], [a, c, d], [b, d, e]], a > 0; it need not have length 1.
-// Newton's method on the characteristic polynomial falls monotonically from an upper bound, the eigenvalue of
-// [[0, h], [h, m]] with h = |(a, b)| and m that of the lower block. Close to convergence of the iteration around it the
-// bound is h^2 / |m| already, and two turns are enough: Jacobi's rotations took longer than vectors of a hundred entries.
-inline Coefficients leading_eigenvector(double a, double b, double c, double d, double e) {
-  const double h2 = a * a + b * b;
-  const double m = (c + e) / 2 + std::sqrt((c - e) * (c - e) / 4 + d * d);
-  const double root = std::sqrt(m * m / 4 + h2);
-  double x = m > 0 ? m / 2 + root : h2 / (root - m / 2);
-  for (int turn = 0; turn < 16; ++turn) {
-    const double block = (x - c) * (x - e) - d * d;
-    const double value = x * block - a * a * (x - e) - b * b * (x - c) - 2 * a * b * d;
-    const double slope = block + x * (2 * x - c - e) - h2;
-    const double change = value / slope;
-    if (!(change > 1e-12 * x)) {
-      break;
-    }
-    x -= change;
-  }
-  return {(x - c) * (x - e) - d * d, a * (x - e) + b * d, b * (x - c) + a * d};
-}
-
 // apply(x, y) computes y = A x, the padding left as it is. The iteration goes on until the residual is small: it tells an
 // eigenvector, the change of theta does not. Nor does it go on beyond, where directions are noise.
 template <typename Apply>
@@ -186,14 +147,10 @@ class LeadingDirection {
   int64_t steps() const { return steps_; }
 
  private:
-  static constexpr double kDependent = 1e-3;  // of p outside v and r: what is left of it is mostly rounding
-  static constexpr double kCancelled = 1e-2;
-  static constexpr int64_t kRefresh = 16;
-
   bool converged() {
     theta_ = dot(v_.x, v_.ax);
     residual_ = residual(v_.x.data(), v_.ax.data(), theta_, width_, r_.x.data());
-    return !(std::sqrt(residual_.squared) > std::max(options_.tol, options_.noise) * theta_);
+    return !(std::sqrt(residual_.squared) > least_residual(options_) * theta_);
   }
 
   void plain_step() {
@@ -226,12 +183,12 @@ class LeadingDirection {
     for (int twice = 0; twice < 2; ++twice) {
       const Pair along = dots(v_.x.data(), r_.x.data(), p_.x.data(), width_);
       const double left = 1 - along.a * along.a - along.b * along.b;
-      if (!(left >= kDependent * kDependent)) {
+      if (!(left >= kDependent)) {
         return false;
       }
       p_.remove(1 / std::sqrt(left), along.a, v_, along.b, r_);
       least = std::min(least, left);
-      if (left > 0.5) {
+      if (left > kMostlyLeft) {
         break;
       }
     }
@@ -246,9 +203,7 @@ class LeadingDirection {
     const Pair of_r = dots(v_.x.data(), r_.x.data(), r_.ax.data(), width_);
     const Pair across = has_p_ ? dots(v_.x.data(), r_.x.data(), p_.ax.data(), width_) : Pair{0, 0};
     const double of_p = has_p_ ? dot(p_.x, p_.ax) : 0;
-    const Coefficients best = leading_eigenvector(of_r.a, across.a, of_r.b - theta_, across.b, of_p - theta_);
-    const double length = std::sqrt(best.v * best.v + best.r * best.r + best.p * best.p);
-    return {best.v / length, best.r / length, best.p / length};
+    return leading_eigenvector(of_r.a, across.a, of_r.b - theta_, across.b, of_p - theta_);
   }
 
   // v turns towards the best combination; p becomes the direction, orthogonal to it, in which it has moved.

@@ -17,10 +17,9 @@
 #include "support/exp.h"
 #include "support/lanes.h"
 #include "support/platform.h"
+#include "support/surrogate.h"
 
 namespace fairkernels {
-
-enum class Surrogate { kl, kl_all, soft, gated };
 
 // ---- One sample
 

@@ -25,17 +25,15 @@ inline LeadingPair constant_pair(int64_t rows, int64_t columns, double value) {
   return {value, Vector(rows, value), Vector(columns, value), 0};
 }
 
-// The first direction. Ones always overlap with the leading vector of a nonnegative matrix; a signed one may turn them into
-// 0, so there every entry differs. A hint (perhaps null) gets a tenth of it added: on disjoint blocks it may be orthogonal.
+// The first direction. A hint (perhaps null) gets a tenth of it added: on disjoint blocks it may be orthogonal.
 inline Vector first_direction(int64_t n, bool nonnegative, const double* hint) {
-  Vector x(n, 1.0);
-  for (int64_t j = 0; j < n && !nonnegative; ++j) {
-    const double turn = 0.618034 * static_cast<double>(j);
-    x[j] += 0.5 * (turn - std::floor(turn));
+  Vector x(n);
+  for (int64_t j = 0; j < n; ++j) {
+    x[j] = first_entry(j, nonnegative);
   }
-  const double length = hint == nullptr ? 0 : std::sqrt(dot(hint, hint, n));
-  if (length > 0 && length < std::numeric_limits<double>::infinity()) {
-    combine(1 / length, hint, 0.1 / norm(x), x.data(), n, x.data());
+  const double weight = hint == nullptr ? 0 : hint_weight(std::sqrt(dot(hint, hint, n)));
+  if (weight > 0) {
+    combine(weight, hint, kBesideHint / norm(x), x.data(), n, x.data());
   }
   return x;
 }
@@ -61,8 +59,8 @@ inline bool gram_pays(int64_t small, int64_t large) {
 // power of two that was taken out.
 template <typename Real, typename Parallel>
 int rescale(PackedMatrix<Real>& matrix, double largest, const Parallel& parallel) {
-  const int exponent = std::ilogb(largest);
-  if (std::abs(exponent) <= 20) {
+  const int exponent = exponent_to_take_out(largest);
+  if (exponent == 0) {
     return 0;
   }
   const double half = std::ldexp(1.0, -exponent / 2);

@@ -5,8 +5,8 @@
 // samples.
 #pragma once
 
-#include "cuda/class_rows.cuh"
 #include "cuda/class_set.cuh"
+#include "cuda/class_surrogates.cuh"
 
 namespace fairkernels {
 
@@ -74,13 +74,20 @@ struct ProblemSlopes {
   int64_t width;          // of a row of them
   const Real* counts;     // of soft_confusion
   double all_counts = 0;  // with Normalize::by_all
+  const Real* u;          // of the spectral term
+  const Real* v;
+  int64_t class_weight;   // offset
+  double samples = 0;     // that count, where u is to be divided by them
   Real entropy = 0;       // what a sample's loss is multiplied by, but for its class weight
   Real all_weights = 0;   // of the classes, with label smoothing
 
-  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int64_t parts)
-      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task, task.grad, problem) : 0)),
+  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples<T>& samples_of, int64_t problem, int64_t parts)
+      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task.grad.at, problem) : 0)),
         width(task.ignores_absent && task.samples < task.classes ? task.samples : task.classes),
-        counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)) {
+        counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)),
+        u(static_cast<const Real*>(task.u) + (task.u != nullptr ? problem * task.classes : 0)),
+        v(static_cast<const Real*>(task.v) + (task.v != nullptr ? problem * task.classes : 0)),
+        class_weight(task.class_weight.data != nullptr ? offset_of(task.class_weight.at, problem) : 0) {
     const int64_t rows = task.samples < task.classes ? task.samples : task.classes;
     table = static_cast<const Real*>(task.coefficients) + (task.coefficients != nullptr ? problem * rows * width : 0);
     if (task.confusion_as_logits && task.normalize == Normalize::by_all) {
@@ -90,6 +97,9 @@ struct ProblemSlopes {
       }
       all_counts = block_sum(sum);
     }
+    if (task.wants_spectral && !task.divides_u && task.surrogate == Surrogate::kl_all) {
+      samples = sum_of_weights(task, samples_of, 0, task.samples);
+    }
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
       double divisor = 1;
       if (parts > 0) {
@@ -98,11 +108,11 @@ struct ProblemSlopes {
           divisor += static_cast<const double*>(task.workspace)[problem * parts + part];
         }
       } else if (task.mean_of_samples) {
-        divisor = sum_of_weights(task, samples, 0, task.samples);
+        divisor = sum_of_weights(task, samples_of, 0, task.samples);
       }
       entropy = static_cast<Real>(task.ce_weight / divisor);
       if (task.label_smoothing != 0) {
-        all_weights = sum_of_class_weights(task, samples);
+        all_weights = sum_of_class_weights(task, samples_of);
       }
     }
   }
@@ -131,13 +141,15 @@ struct SampleSlopes {
   Real common;
   Real towards;
   Real by_class;
+  Real spectral;  // what the charges are multiplied by, beside v; those by the rates but for `rates`
 };
 
 template <typename T>
 FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>& samples, const ProblemSlopes<T>& problem,
-                                    const ClassSet& set, int64_t b, int label) {
+                                    const ClassSet& set, int64_t b, int label,
+                                    Accumulator<T> inverse_count) {
   using Real = Accumulator<T>;
-  SampleSlopes<T> slopes{label, false, {}, 0, 0, 0, 0};
+  SampleSlopes<T> slopes{label, false, {}, 0, 0, 0, 0, 0};
   const Real weight = weight_of(task, samples, b);
   if (task.confusion_as_logits) {
     slopes.by_rates = true;
@@ -156,6 +168,19 @@ FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>
       slopes.slope.table = problem.table + (set ? set.rank(label) : label) * problem.width;
       slopes.slope.set = task.ignores_absent ? set : ClassSet();
       slopes.rates = unit;
+    }
+    if (task.spec_weight != 0 && task.wants_spectral) {
+      slopes.spectral = static_cast<Real>(task.spec_weight) * problem.u[label] * inverse_count;
+      if (task.class_weight.data != nullptr) {
+        slopes.spectral *= element_at<Real>(task.class_weight.data, task.class_weight.dtype,
+                                            problem.class_weight + label * task.class_weight.stride);
+      }
+      if (is_by_rates(task.surrogate)) {
+        slopes.by_rates = true;
+        slopes.rates = unit;
+      } else {
+        slopes.spectral *= unit;
+      }
     }
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
       const Real smoothing = static_cast<Real>(task.label_smoothing);
@@ -191,20 +216,14 @@ struct HeldRow {
   typename Layout::Real slope[Layout::kHeld];
 };
 
+// Those by coefficients or the incoming gradient.
 template <typename Layout, typename T>
-FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes, int first,
-                         HeldRow<Layout>& held) {
-  load_logits<Layout>(task, row, first, held.z);
-#pragma unroll
-  for (int e = 0; e < Layout::kHeld; ++e) {
-    held.slope[e] = 0;
-  }
-  if (!slopes.by_rates) {
-    return;
-  }
+FK_DEVICE void load_slopes(const ClassTask& task, const SampleSlopes<T>& slopes, int first, HeldRow<Layout>& held) {
   const RateSlopes<T>& slope = slopes.slope;
   if (slope.grad != nullptr) {
     for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = widen(slope.grad[column * slope.stride]); });
+  } else if (slope.table == nullptr) {
+    return;
   } else if (!slope.set) {
     for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = slope.table[column]; });
   } else {
@@ -214,6 +233,27 @@ FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes
       }
     });
   }
+}
+
+template <typename Layout, bool kCharges, typename T>
+FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes,
+                         const typename Layout::Real* v, typename Layout::Real own, int first, HeldRow<Layout>& held) {
+  using Real = typename Layout::Real;
+  load_logits<Layout>(task, row, first, held.z);
+#pragma unroll
+  for (int e = 0; e < Layout::kHeld; ++e) {
+    held.slope[e] = 0;
+  }
+  load_slopes<Layout>(task, slopes, first, held);
+  if (slopes.spectral == 0 || !is_by_rates(task.surrogate)) {
+    return;
+  }
+  for_columns<Layout>(first, task.classes, [&](int e, int column) {
+    if (column != slopes.label) {
+      const Real gate = kCharges && task.surrogate == Surrogate::gated ? gate_of(task, held.z[e], own) : Real(1);
+      held.slope[e] += slopes.spectral * (gate * v[column]);
+    }
+  });
 }
 
 template <typename Layout>
@@ -257,8 +297,9 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_held(const ClassTask& task
 }
 
 // Of a row that is held piece by piece.
-template <typename Layout, typename T>
+template <typename Layout, bool kCharges, typename T>
 FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes,
+                                                             const typename Layout::Real* v, typename Layout::Real own,
                                                              HeldRow<Layout>& held) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
@@ -267,7 +308,7 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
   Real total = 0;
   Real slope = -kInfinity<Real>;
   for (int first = 0; first < task.classes; first += Layout::kColumns) {
-    load_held(task, row, slopes, first, held);
+    load_held<Layout, kCharges>(task, row, slopes, v, own, first, held);
     const Real here = largest_held(held.z);
     const Real raised = here > top ? here : top;
     const Real at_raised = slope_where(held, raised);
@@ -280,7 +321,7 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
   sums.top = finite_top(highest);
   sums.total = Members::sum(total * std::exp(finite_top(top) - sums.top));
   for (int first = 0; first < task.classes; first += Layout::kColumns) {
-    load_held(task, row, slopes, first, held);
+    load_held<Layout, kCharges>(task, row, slopes, v, own, first, held);
     to_exps(sums.top, held.z);
     add_held(held, first, task.classes, slopes.label, sums);
   }
@@ -288,10 +329,39 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
   return sums;
 }
 
+// What charges add that do not go through the rates: "kl-all" more `towards`, "kl" the softmax of the raised logits.
+template <typename Layout, bool kPieces, typename T>
+FK_DEVICE Rival<typename Layout::Real> charge_slopes(const ClassTask& task, const T* row, typename Layout::Real own,
+                                                     const typename Layout::Real* v, const GradientSums<typename Layout::Real>& sums,
+                                                     typename Layout::Real (&z)[Layout::kHeld], SampleSlopes<T>& slopes) {
+  using Real = typename Layout::Real;
+  Rival<Real> rival{};
+  if (task.surrogate == Surrogate::kl) {
+    rival = find_rival<Layout, kPieces>(task, row, slopes.label, own, z);
+    slopes.spectral = rival.place >= 0 ? slopes.spectral * v[rival.place] : Real(0);
+  } else if (task.surrogate == Surrogate::kl_all) {
+    const ChargeRow<Real> charges = charge_row(slopes.label, own, sums.top, sums.total, rival);
+    Real hit = 0;
+    for (int first = 0; first < (kPieces ? task.classes : 1); first += Layout::kColumns) {
+      if constexpr (kPieces) {
+        load_logits<Layout>(task, row, first, z);
+      }
+      for_columns<Layout>(first, task.classes, [&](int e, int column) {
+        const Real exp = task.margin == 0 ? Real(0) : std::exp(z[e] - sums.top);
+        hit += column != slopes.label && is_hit(task, charges, z[e], exp) ? v[column] : Real(0);
+      });
+    }
+    slopes.towards += slopes.spectral * Layout::Members::sum(hit);
+  }
+  return rival;
+}
+
 // Exponentials become the gradient.
-template <typename Layout, typename T>
+template <typename Layout, bool kCharges, typename T>
 FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<typename Layout::Real>& weights,
-                           const SampleSlopes<T>& slopes, const GradientSums<typename Layout::Real>& sums, int first, HeldRow<Layout>& held) {
+                           const SampleSlopes<T>& slopes, const GradientSums<typename Layout::Real>& sums,
+                           const Rival<typename Layout::Real>& rival, const typename Layout::Real (&z)[Layout::kHeld],
+                           int first, HeldRow<Layout>& held) {
   using Real = typename Layout::Real;
   const Real inverse = 1 / sums.total;
   for_columns<Layout>(first, task.classes, [&](int e, int column) {
@@ -302,8 +372,22 @@ FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<typename L
     if (slopes.by_class != 0) {
       gradient -= slopes.by_class * weights[column];
     }
+    if (kCharges && task.surrogate == Surrogate::kl && slopes.spectral != 0) {
+      const Real raised = std::exp(z[e] - finite_top(rival.highest));
+      gradient += slopes.spectral * ((column == slopes.label ? -rival.others : raised) / rival.all);
+    }
     held.z[e] = gradient;
   });
+}
+
+// How many samples a class has, found by a team.
+template <typename Members, typename T>
+FK_DEVICE int samples_of_class(const ClassTask& task, const ClassSamples<T>& samples, int label) {
+  int count = 0;
+  for (int64_t b = Members::rank(); b < task.samples; b += Members::kSize) {
+    count += class_of(task, samples, b) == label ? 1 : 0;
+  }
+  return Members::sum(count);
 }
 
 // Class weights in shared memory: all, or those of a piece.
@@ -313,7 +397,7 @@ FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
   return stages_weights(task) ? columns : 0;
 }
 
-template <typename Layout, bool kPieces>
+template <typename Layout, bool kPieces, bool kCharges>
 FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   using T = typename Layout::Type;
   using Real = typename Layout::Real;
@@ -331,21 +415,37 @@ FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gra
   T* out = static_cast<T*>(task.gradient) + problem * task.samples * task.classes;
 
   for (int64_t turn = begin; turn < end; turn += Members::count()) {
-    const int64_t b = turn + Members::number() < end ? turn + Members::number() : begin;
     const bool inside = turn + Members::number() < end;
+    const int64_t b = inside ? turn + Members::number() : begin;
     const int label = class_of(task, samples, b);
     const bool counts = label != task.classes;
     const T* row = samples.logits + b * task.logits.row_stride;
-    const SampleSlopes<T> slopes =
-        counts ? slopes_of(task, samples, common, set, b, label) : SampleSlopes<T>{};
+    Real inverse_count = 1;
+    if (task.wants_spectral && !task.divides_u) {
+      const Real count = task.surrogate == Surrogate::kl_all ? static_cast<Real>(common.samples)
+                                                             : static_cast<Real>(samples_of_class<Members>(task, samples, label));
+      inverse_count = divided(Real(1), count);
+    }
+    SampleSlopes<T> slopes =
+        counts ? slopes_of(task, samples, common, set, b, label, inverse_count) : SampleSlopes<T>{label, false};
+    const Real own = counts ? logit_at(task, row, label) : Real(0);
     HeldRow<Layout> held{};
+    Real z[Layout::kHeld] = {};
     if constexpr (!kPieces) {
       if (counts) {
-        load_held(task, row, slopes, 0, held);
+        load_held<Layout, kCharges>(task, row, slopes, common.v, own, 0, held);
+      }
+#pragma unroll
+      for (int e = 0; e < Layout::kHeld && kCharges; ++e) {
+        z[e] = held.z[e];
       }
       const auto sums = sums_of_held(task, label, held);
+      Rival<Real> rival{};
+      if constexpr (kCharges) {
+        rival = charge_slopes<Layout, false>(task, row, own, common.v, sums, z, slopes);
+      }
       if (counts) {
-        to_gradient(task, all, slopes, sums, 0, held);
+        to_gradient<Layout, kCharges>(task, all, slopes, sums, rival, z, 0, held);
       } else {
         held = {};
       }
@@ -353,13 +453,25 @@ FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gra
         store_row<Layout>(held.z, 0, task.classes, out + b * task.classes);
       }
     } else {
-      const auto sums = counts ? sums_of_pieces(task, row, slopes, held) : GradientSums<typename Layout::Real>{};
+      GradientSums<Real> sums{};
+      Rival<Real> rival{};
+      if (counts) {
+        sums = sums_of_pieces<Layout, kCharges>(task, row, slopes, common.v, own, held);
+        if constexpr (kCharges) {
+          rival = charge_slopes<Layout, true>(task, row, own, common.v, sums, z, slopes);
+        }
+      }
       for (int first = 0; first < task.classes; first += Layout::kColumns) {
         held = {};
         if (counts) {
-          load_held(task, row, slopes, first, held);
+          load_held<Layout, kCharges>(task, row, slopes, common.v, own, first, held);
+#pragma unroll
+          for (int e = 0; e < Layout::kHeld && kCharges; ++e) {
+            z[e] = held.z[e];
+          }
           to_exps(sums.top, held.z);
-          to_gradient(task, stage_weights(task, samples, first, Layout::kColumns, staged), slopes, sums, first, held);
+          const auto weights = stage_weights(task, samples, first, Layout::kColumns, staged);
+          to_gradient<Layout, kCharges>(task, weights, slopes, sums, rival, z, first, held);
         }
         store_row<Layout>(held.z, first, task.classes, out + b * task.classes);
       }
@@ -367,7 +479,7 @@ FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gra
   }
 }
 
-template <typename Layout, bool kPieces>
+template <typename Layout, bool kPieces, bool kCharges>
 int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const bool compact = task.wants_symmetry && task.sym_weight != 0 && is_compact(task);
   const int64_t teams = Layout::kBlockThreads / Layout::Members::kSize;
@@ -375,8 +487,25 @@ int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const int64_t rows = teams * turns;
   const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task)};
   const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + (compact ? class_set_bytes(task.classes) : 0);
-  return device::launch(class_gradient<Layout, kPieces>, {task.problems * shape.blocks, Layout::kBlockThreads, bytes}, stream, task,
+  return device::launch(class_gradient<Layout, kPieces, kCharges>, {task.problems * shape.blocks, Layout::kBlockThreads, bytes}, stream, task,
                         shape);
+}
+
+template <typename T, bool kCharges>
+int launch_class_gradient_of(const ClassTask& task, void* stream) {
+  if (task.classes <= ShortRow<T>::kColumns) {
+    return launch_class_gradient_with<ShortRow<T>, false, kCharges>(task, stream);
+  }
+  if (task.classes <= WarpRow<T>::kColumns) {
+    return launch_class_gradient_with<WarpRow<T>, false, kCharges>(task, stream);
+  }
+  if (task.classes <= BlockRow<T>::kColumns) {
+    return launch_class_gradient_with<BlockRow<T>, false, kCharges>(task, stream);
+  }
+  if (task.classes <= LongRow<T>::kColumns) {
+    return launch_class_gradient_with<LongRow<T>, false, kCharges>(task, stream);
+  }
+  return launch_class_gradient_with<PieceRow<T>, true, kCharges>(task, stream);
 }
 
 template <typename T>
@@ -388,19 +517,8 @@ int launch_class_gradient(const ClassTask& task, void* stream) {
       return error;
     }
   }
-  if (task.classes <= ShortRow<T>::kColumns) {
-    return launch_class_gradient_with<ShortRow<T>, false>(task, stream);
-  }
-  if (task.classes <= WarpRow<T>::kColumns) {
-    return launch_class_gradient_with<WarpRow<T>, false>(task, stream);
-  }
-  if (task.classes <= BlockRow<T>::kColumns) {
-    return launch_class_gradient_with<BlockRow<T>, false>(task, stream);
-  }
-  if (task.classes <= LongRow<T>::kColumns) {
-    return launch_class_gradient_with<LongRow<T>, false>(task, stream);
-  }
-  return launch_class_gradient_with<PieceRow<T>, true>(task, stream);
+  return has_charges(task) && task.spec_weight != 0 ? launch_class_gradient_of<T, true>(task, stream)
+                                                    : launch_class_gradient_of<T, false>(task, stream);
 }
 
 }  // namespace fairkernels

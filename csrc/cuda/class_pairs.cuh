@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/class_sums.cuh"
+#include "cuda/spectral_norm.h"
 
 namespace fairkernels {
 
@@ -151,7 +152,7 @@ FK_KERNEL(kPairThreads) class_pairs(FK_CONSTANT(ClassTask) task, SumShape shape)
   problem.set = set;
   problem.used = by_class ? set.size() : shape.rows;
   problem.eps = least_eps<Real>(task.eps);
-  problem.factor = static_cast<Real>(task.sym_weight * scale_of_pairs(task, active_classes(task, shape, problem.counts)));
+  problem.factor = static_cast<Real>(task.sym_weight * pair_scale(task.mean_of_pairs, active_classes(task, shape, problem.counts)));
 
   double penalties = 0;
   if (block < squares) {
@@ -183,6 +184,36 @@ FK_DEVICE double sum_of(const double* numbers, int64_t n) {
   return block_sum(sum);
 }
 
+// The left singular vector by class: 0, or NaN, for those that do not occur.
+template <typename T>
+FK_DEVICE void put_left(const ClassTask& task, const SumShape& shape, int64_t problem,
+                        const SumWorkspace<Accumulator<T>>& workspace) {
+  using Real = Accumulator<T>;
+  Real* u = static_cast<Real*>(task.u) + problem * task.classes;
+  const bool compact = task.wants_spectral && shape.compact;
+  const ClassSet set =
+      compact ? ClassSet(task, ClassSamples<T>(task, problem), device::shared_memory<unsigned>()) : ClassSet();
+  double all = 0;
+  if (task.wants_spectral && task.surrogate == Surrogate::kl_all) {
+    all = sum_of(workspace.sizes + problem * shape.slots, shape.slots);
+  }
+  for (int label = device::thread(); label < task.classes; label += device::threads()) {
+    Real entry = 0;
+    if (!task.wants_spectral) {
+      static_cast<Real*>(task.v)[problem * task.classes + label] = 0;
+    } else if (compact && !set.has(label)) {
+      entry = 0 * workspace.sigma[problem];
+    } else {
+      const int row = compact ? set.rank(label) : label;
+      const Real by = task.surrogate == Surrogate::kl_all ? static_cast<Real>(all)
+                                                          : static_cast<Real>(workspace.counts[problem * shape.rows + row]);
+      entry = workspace.left[problem * shape.rows + row];
+      entry = task.divides_u ? divided(entry, by) : entry;
+    }
+    u[label] = entry;
+  }
+}
+
 // The terms from what the classes and squares add up to. A block has a problem.
 template <typename T>
 FK_KERNEL(kPairThreads) class_terms_of_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
@@ -197,15 +228,40 @@ FK_KERNEL(kPairThreads) class_terms_of_sums(FK_CONSTANT(ClassTask) task, SumShap
   }
   if (task.wants_symmetry) {
     const double active = active_classes(task, shape, workspace.counts + problem * shape.rows);
-    gap = scale_of_pairs(task, active) * sum_of(workspace.penalties + problem * shape.pair_blocks, shape.pair_blocks);
+    gap = pair_scale(task.mean_of_pairs, active) * sum_of(workspace.penalties + problem * shape.pair_blocks, shape.pair_blocks);
   }
+  const double sigma = task.wants_spectral ? static_cast<double>(workspace.sigma[problem]) : 0;
   if (device::thread() == 0) {
-    put_values<T>(task, problem, entropy, gap, 0);
+    put_values<T>(task, problem, entropy, gap, sigma);
   }
-  for (int64_t label = device::thread(); label < task.classes && task.u != nullptr; label += kPairThreads) {
-    put(task.u, problem * task.classes + label, Real(0));
-    put(task.v, problem * task.classes + label, Real(0));
+  if (task.u != nullptr) {
+    put_left<T>(task, shape, problem, workspace);
   }
+}
+
+// The leading singular pair of the surrogates' matrices.
+template <typename T>
+int launch_spectrum(const ClassTask& task, const SumShape& shape, void* stream) {
+  using Real = Accumulator<T>;
+  const SumWorkspace<Real> workspace(task, shape);
+  SpectralNormTask norm{};
+  norm.problems = task.problems;
+  norm.rows = shape.rows;
+  norm.columns = task.classes;
+  norm.dtype = std::is_same_v<Real, double> ? Dtype::float64 : Dtype::float32;
+  norm.matrix = workspace.matrix;
+  norm.row_stride = task.classes;
+  norm.column_stride = 1;
+  norm.matrix_at = {1, {task.problems}, {shape.rows * task.classes}};
+  norm.start = task.start.data;
+  norm.start_dtype = task.start.dtype;
+  norm.start_stride = task.start.stride;
+  norm.start_at = task.start.at;
+  norm.options = task.iteration;
+  norm.sigma = workspace.sigma;
+  norm.u = workspace.left;
+  norm.v = task.v;
+  return fk_spectral_norm(&norm, stream);
 }
 
 template <typename T>
@@ -216,8 +272,12 @@ int launch_class_terms_large(const ClassTask& task, void* stream) {
     const size_t bytes = shape.compact && !task.ignores_absent ? class_set_bytes(task.classes) : 0;
     error = device::launch(class_pairs<T>, {task.problems * shape.pair_blocks, kPairThreads, bytes}, stream, task, shape);
   }
+  if (error == 0 && task.wants_spectral) {
+    error = launch_spectrum<T>(task, shape, stream);
+  }
   if (error == 0 && task.total != nullptr) {
-    error = device::launch(class_terms_of_sums<T>, {task.problems, kPairThreads}, stream, task, shape);
+    const size_t bytes = task.wants_spectral && shape.compact ? class_set_bytes(task.classes) : 0;
+    error = device::launch(class_terms_of_sums<T>, {task.problems, kPairThreads, bytes}, stream, task, shape);
   }
   return error;
 }

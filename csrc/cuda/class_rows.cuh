@@ -7,14 +7,13 @@
 #include <type_traits>
 
 #include "cuda/class_terms.h"
+#include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
-#include "cuda/vectors.cuh"
 #include "support/device.h"
+#include "support/iteration_math.h"
 
 namespace fairkernels {
 
-template <typename Real>
-constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
 template <typename Real>
 constexpr Real kNan = std::numeric_limits<Real>::quiet_NaN();
 
@@ -33,16 +32,6 @@ FK_DEVICE void add_exactly(Real term, Real& sum, Real& lost) {
   sum = raised;
 }
 
-FK_DEVICE int64_t offset_of(const ClassTask& task, const ClassOperand& operand, int64_t problem) {
-  int64_t offset = 0;
-  for (int d = task.leading_dims - 1; d >= 0; --d) {
-    const int64_t outwards = problem / task.leading[d];
-    offset += (problem - outwards * task.leading[d]) * operand.leading[d];
-    problem = outwards;
-  }
-  return offset;
-}
-
 // ---- The samples of one problem
 
 template <typename T>
@@ -55,10 +44,10 @@ struct ClassSamples {
   int64_t weight;
 
   FK_DEVICE ClassSamples(const ClassTask& task, int64_t problem)
-      : logits(static_cast<const T*>(task.logits.data) + offset_of(task, task.logits, problem)),
-        labels(static_cast<const int64_t*>(task.labels.data) + offset_of(task, task.labels, problem)),
-        sample_weight(task.sample_weight.data != nullptr ? offset_of(task, task.sample_weight, problem) : 0),
-        weight(task.weight.data != nullptr ? offset_of(task, task.weight, problem) : 0) {}
+      : logits(static_cast<const T*>(task.logits.data) + offset_of(task.logits.at, problem)),
+        labels(static_cast<const int64_t*>(task.labels.data) + offset_of(task.labels.at, problem)),
+        sample_weight(task.sample_weight.data != nullptr ? offset_of(task.sample_weight.at, problem) : 0),
+        weight(task.weight.data != nullptr ? offset_of(task.weight.at, problem) : 0) {}
 };
 
 // K for a sample that is ignored, 0 for a label that is no class: its weight says so.
@@ -79,7 +68,7 @@ FK_DEVICE Accumulator<T> weight_of(const ClassTask& task, const ClassSamples<T>&
   }
   const ClassOperand& weights = task.sample_weight;
   return weights.data == nullptr ? Real(1)
-                                 : number_at<Real>(weights.data, weights.dtype, samples.sample_weight + b * weights.stride);
+                                 : element_at<Real>(weights.data, weights.dtype, samples.sample_weight + b * weights.stride);
 }
 
 template <typename T>
@@ -87,7 +76,7 @@ FK_DEVICE Accumulator<T> class_weight_of(const ClassTask& task, const ClassSampl
   using Real = Accumulator<T>;
   return task.weight.data == nullptr
              ? Real(1)
-             : number_at<Real>(task.weight.data, task.weight.dtype, samples.weight + label * task.weight.stride);
+             : element_at<Real>(task.weight.data, task.weight.dtype, samples.weight + label * task.weight.stride);
 }
 
 // ---- Teams

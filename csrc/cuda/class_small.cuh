@@ -4,7 +4,8 @@
 // one, a block for each problem, that adds the stretches and makes the terms.
 #pragma once
 
-#include "cuda/class_rows.cuh"
+#include "cuda/class_surrogates.cuh"
+#include "cuda/spectral_iteration.cuh"
 #include "support/pair_penalty.h"
 
 namespace fairkernels {
@@ -13,7 +14,7 @@ constexpr int kSmallThreads = 512;
 constexpr int kMostSmallClasses = 64;
 constexpr int64_t kFewSamples = 1024;  // that one block adds up
 constexpr int64_t kMostStretches = 256;
-constexpr size_t kSmallBytes = 56 << 10;  // of the rates of the rows that are worked on together
+constexpr int64_t kSmallBytes = 92 << 10;  // of a block: sums, and the rates of the rows that are worked on together
 
 template <typename T>
 bool has_few_classes(const ClassTask& task) {
@@ -35,52 +36,63 @@ inline SmallShape small_shape(const ClassTask& task, size_t real_bytes) {
     shape.stretch = (task.samples + shape.stretches - 1) / shape.stretches;
   }
   const int64_t warp = device::kWarp;
-  const int64_t fits = static_cast<int64_t>(kSmallBytes / ((task.classes + 1) * real_bytes)) / warp * warp;
+  const int64_t kinds = has_charges(task) ? 2 : 1;
+  const int64_t row = kinds * (task.classes + 1) * static_cast<int64_t>(real_bytes);
+  const int64_t fits = (kSmallBytes - 2 * task.classes * row) / row / warp * warp;
   const int64_t all = (shape.stretch + warp - 1) / warp * warp;
-  shape.chunk = all < fits ? all : fits;
+  shape.chunk = all < fits ? all : (fits < warp ? warp : fits);
   return shape;
 }
 
-// Sums by class of each stretch: K rows of K rates and a weight, and the sum of the losses.
+// Sums by class of each stretch, K rows of K rates and a weight, and the sum of the losses.
 template <typename Real>
 struct SmallWorkspace {
   double* losses;  // [problems, stretches]
-  Real* sums;      // [problems, stretches, K, K + 1]
+  Real* sums;      // [problems, stretches, 1 or 2, K, K + 1], the second of charges
 
   FK_HOST_DEVICE SmallWorkspace(const ClassTask& task, const SmallShape& shape)
       : losses(static_cast<double*>(task.workspace)),
         sums(reinterpret_cast<Real*>(losses + task.problems * shape.stretches)) {}
 
   static int64_t bytes(const ClassTask& task, const SmallShape& shape) {
-    const int64_t reals = task.classes * (task.classes + 1);
+    const int64_t reals = (has_charges(task) ? 2 : 1) * task.classes * (task.classes + 1);
     return shape.stretches == 1 ? 0 : task.problems * shape.stretches * (8 + reals * static_cast<int64_t>(sizeof(Real)));
   }
 };
 
-// What a block has in shared memory. A row of rates, or of sums of them, ends with the weight.
+// What a block has in shared memory. A row of rates, or of sums of them, ends with the weight. Where there are charges,
+// these lie beside: their rows behind those of the rates, their sums behind those of the rates.
 template <typename Real>
 struct SmallBlock {
   int classes;
   int pitch;
-  int words;       // of a mask
-  Real* sums;      // [K, pitch]
-  Real* lost;      // [K, pitch], of the sums by rounding
-  Real* rates;     // [chunk, pitch]
+  int words;  // of a mask
+  int kinds;  // 1, or 2 with charges
+  int chunk;
+  Real* sums;      // [kinds, K, pitch]
+  Real* lost;      // [kinds, K, pitch], of the sums by rounding; later the matrix of the spectral term
+  Real* rates;     // [kinds, chunk, pitch]
   int* key;        // [chunk]
   unsigned* mask;  // [K, words]: the rows of each class
 
   FK_DEVICE SmallBlock(const ClassTask& task, const SmallShape& shape)
-      : classes(task.classes), pitch(classes + 1), words(static_cast<int>(shape.chunk) / device::kWarp) {
+      : classes(task.classes),
+        pitch(classes + 1),
+        words(static_cast<int>(shape.chunk) / device::kWarp),
+        kinds(has_charges(task) ? 2 : 1),
+        chunk(static_cast<int>(shape.chunk)) {
     sums = device::shared_memory<Real>();
-    lost = sums + classes * pitch;
-    rates = lost + classes * pitch;
-    key = reinterpret_cast<int*>(rates + shape.chunk * pitch);
-    mask = reinterpret_cast<unsigned*>(key + shape.chunk);
+    lost = sums + cells();
+    rates = lost + cells();
+    key = reinterpret_cast<int*>(rates + kinds * chunk * pitch);
+    mask = reinterpret_cast<unsigned*>(key + chunk);
   }
+
+  FK_DEVICE int cells() const { return kinds * classes * pitch; }
 
   static size_t bytes(const ClassTask& task, const SmallShape& shape) {
     const size_t classes = task.classes;
-    const size_t reals = (classes + 1) * (2 * classes + shape.chunk);
+    const size_t reals = (has_charges(task) ? 2 : 1) * (classes + 1) * (2 * classes + shape.chunk);
     return reals * sizeof(Real) + 4 * shape.chunk + classes * (shape.chunk / 8);
   }
 };
@@ -136,6 +148,18 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     if (task.wants_cross_entropy && task.label_smoothing != 0) {
       all_drops = Members::sum(weighted_drop<Layout>(weights, 0, task.classes, top, z));
     }
+    const Real own = counts ? logit_at(task, row, label) : Real(0);
+    Rival<Real> rival{};
+    Real charge[Layout::kHeld];
+    if (has_charges(task)) {
+      if (task.surrogate == Surrogate::kl) {
+        rival = find_rival<Layout, false>(task, row, label, own, z);
+      }
+#pragma unroll
+      for (int e = 0; e < Layout::kHeld; ++e) {
+        charge[e] = z[e];
+      }
+    }
     const Real total = Members::sum(to_exps(top, z));
     if (!counts) {
       continue;
@@ -143,11 +167,18 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     const Real weight = weight_of(task, samples, b);
     const Real factor = weight / total;
     for_columns<Layout>(0, task.classes, [&](int e, int column) { block.rates[r * block.pitch + column] = z[e] * factor; });
+    if (has_charges(task)) {
+      to_charges<Layout>(task, charge_row(label, own, top, total, rival), 0, z, charge);
+      Real* charges = block.rates + (block.chunk + r) * block.pitch;
+      for_columns<Layout>(0, task.classes, [&](int e, int column) { charges[column] = charge[e] * weight; });
+    }
     if (Members::rank() == 0) {
       block.rates[r * block.pitch + block.classes] = weight;
+      if (has_charges(task)) {
+        block.rates[(block.chunk + r) * block.pitch + block.classes] = weight;
+      }
       if (task.wants_cross_entropy) {
-        const Real own_drop = top - logit_at(task, row, label);
-        losses += weight * row_loss(task, std::log(total), own_drop, class_weight_of(task, samples, label), all_weights,
+        losses += weight * row_loss(task, std::log(total), top - own, class_weight_of(task, samples, label), all_weights,
                                     all_drops);
       }
     }
@@ -172,9 +203,11 @@ FK_DEVICE void small_masks(const SmallBlock<Real>& block) {
 // Adds the chunk's rows to the sums of their classes, each cell's in their order.
 template <typename Real>
 FK_DEVICE void add_chunk(const SmallBlock<Real>& block) {
-  for (int cell = device::thread(); cell < block.classes * block.pitch; cell += kSmallThreads) {
-    const int label = cell / block.pitch;
-    const Real* rates = block.rates + (cell - label * block.pitch);
+  for (int cell = device::thread(); cell < block.cells(); cell += kSmallThreads) {
+    const int row = cell / block.pitch;
+    const int kind = row / block.classes;
+    const int label = row - kind * block.classes;
+    const Real* rates = block.rates + kind * block.chunk * block.pitch + (cell - row * block.pitch);
     Real sum = block.sums[cell];
     Real lost = block.lost[cell];
     for (int word = 0; word < block.words; ++word) {
@@ -194,7 +227,7 @@ FK_DEVICE void add_chunk(const SmallBlock<Real>& block) {
 template <typename T>
 FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples<T>& samples, const SmallShape& shape, int64_t begin,
                              int64_t end, const SmallBlock<Accumulator<T>>& block) {
-  for (int cell = device::thread(); cell < block.classes * block.pitch; cell += kSmallThreads) {
+  for (int cell = device::thread(); cell < block.cells(); cell += kSmallThreads) {
     block.sums[cell] = 0;
     block.lost[cell] = 0;
   }
@@ -279,12 +312,6 @@ FK_DEVICE void small_confusion(const ClassTask& task, int64_t problem, const Sma
   }
 }
 
-// What the sum over the pairs of `active` classes is multiplied by; the mean over no pairs is 0.
-FK_DEVICE double scale_of_pairs(const ClassTask& task, double active) {
-  const double pairs = active * (active - 1) / 2;
-  return task.mean_of_pairs ? (pairs > 0 ? 1 / pairs : 0) : 1;
-}
-
 // The symmetry gap; its derivatives by the sums of each class replace these.
 template <typename Real>
 FK_DEVICE double small_symmetry(const ClassTask& task, const SmallBlock<Real>& block) {
@@ -297,7 +324,7 @@ FK_DEVICE double small_symmetry(const ClassTask& task, const SmallBlock<Real>& b
       active += block.sums[label * block.pitch + classes] != 0 ? 1 : 0;
     }
   }
-  const double scale = scale_of_pairs(task, active);
+  const double scale = pair_scale(task.mean_of_pairs, active);
   const Real factor = static_cast<Real>(task.sym_weight * scale);
   double penalties = 0;
   for (int cell = device::thread(); cell < classes * classes; cell += kSmallThreads) {
@@ -357,7 +384,61 @@ FK_DEVICE void put_values(const ClassTask& task, int64_t problem, double entropy
   put(task.spectral, problem, static_cast<Real>(sigma));
   double total = task.ce_weight != 0 ? task.ce_weight * entropy : 0;
   total += task.sym_weight != 0 ? task.sym_weight * gap : 0;
+  total += task.spec_weight != 0 ? task.spec_weight * sigma : 0;
   put(task.total, problem, narrow(total, T{}));
+}
+
+template <typename T>
+FK_DEVICE Accumulator<T> row_factor_of(const ClassTask& task, int64_t problem, int label) {
+  const ClassOperand& weights = task.class_weight;
+  return weights.data == nullptr ? Accumulator<T>(1)
+                                 : element_at<Accumulator<T>>(weights.data, weights.dtype,
+                                                              offset_of(weights.at, problem) + label * weights.stride);
+}
+
+// Where the spectral iteration starts.
+FK_DEVICE StartHint start_hint(const ClassTask& task, int64_t problem) {
+  const ClassOperand& start = task.start;
+  StartHint hint{nullptr, start.dtype, start.stride, false};
+  if (start.data != nullptr) {
+    hint.data = static_cast<const char*>(start.data) + offset_of(start.at, problem) * size_of(start.dtype);
+  }
+  return hint;
+}
+
+// The spectral norm of the surrogate's matrix, which is made where `lost` was; all of it before the sums are overwritten.
+template <typename T>
+FK_DEVICE double small_spectral(const ClassTask& task, int64_t problem, const SmallBlock<Accumulator<T>>& block) {
+  using Real = Accumulator<T>;
+  using Memory = SpectralMemory<Real>;
+  FK_SHARED(Memory, memory);
+  const int classes = block.classes;
+  const Real* from = block.sums + (block.kinds - 1) * classes * block.pitch;
+  const SharedTile<Real> matrix{block.lost, classes, classes, block.pitch};
+  Real all = 0;
+  for (int label = 0; label < classes && task.surrogate == Surrogate::kl_all; ++label) {
+    all += block.sums[label * block.pitch + classes];
+  }
+  for (int cell = device::thread(); cell < classes * classes; cell += kSmallThreads) {
+    const int label = cell / classes;
+    const int column = cell - label * classes;
+    const Real count = task.surrogate == Surrogate::kl_all ? all : from[label * block.pitch + classes];
+    const Real entry = divided(from[label * block.pitch + column], count) * row_factor_of<T>(task, problem, label);
+    matrix(label, column) = label == column ? 0 * entry : entry;  // a NaN is kept
+  }
+  device::barrier();
+  Real* u = static_cast<Real*>(task.u) + problem * classes;
+  Real* v = static_cast<Real*>(task.v) + problem * classes;
+  const auto on_row = [&](int label, double entry) {
+    const Real count = task.surrogate == Surrogate::kl_all ? all : from[label * block.pitch + classes];
+    u[label] = task.divides_u ? divided(static_cast<Real>(entry), count) : static_cast<Real>(entry);
+  };
+  const auto on_column = [&](int label, double entry) { v[label] = static_cast<Real>(entry); };
+  const StartHint hint = start_hint(task, problem);
+  if (ShortRow<T>::kColumns <= device::kWarp || classes <= device::kWarp) {
+    return BlockIteration<1, Real>(matrix, task.iteration, memory).leading_pair(hint, false, on_row, on_column);
+  }
+  return BlockIteration<2, Real>(matrix, task.iteration, memory).leading_pair(hint, false, on_row, on_column);
 }
 
 // The terms, from the sums by class in shared memory.
@@ -378,16 +459,20 @@ FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSa
     }
     entropy = mean_or_sum(task, block_sum(losses), divisor);
   }
-  device::barrier();  // the confusion matrix has been read
+  double sigma = 0;
+  if (task.wants_spectral) {
+    sigma = small_spectral<T>(task, problem, block);
+  }
+  device::barrier();  // the sums have been read
   if (task.wants_symmetry) {
     gap = small_symmetry(task, block);
     device::barrier();
     small_coefficients(task, problem, block, slots);
   }
   if (device::thread() == 0) {
-    put_values<T>(task, problem, entropy, gap, 0);
+    put_values<T>(task, problem, entropy, gap, sigma);
   }
-  for (int label = device::thread(); label < block.classes && task.u != nullptr; label += kSmallThreads) {
+  for (int label = device::thread(); label < block.classes && task.u != nullptr && !task.wants_spectral; label += kSmallThreads) {
     put(task.u, problem * block.classes + label, Accumulator<T>(0));
     put(task.v, problem * block.classes + label, Accumulator<T>(0));
   }
@@ -409,7 +494,7 @@ FK_KERNEL(kSmallThreads) class_terms_small(FK_CONSTANT(ClassTask) task, SmallSha
     return;
   }
   const SmallWorkspace<Real> workspace(task, shape);
-  const int cells = block.classes * block.pitch;
+  const int cells = block.cells();
   for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
     workspace.sums[device::block() * cells + cell] = block.sums[cell];
   }
@@ -428,7 +513,7 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
   const ClassSamples<T> samples(task, problem);
   const SmallBlock<Real> block(task, SmallShape{1, 0, 0});
   const SmallWorkspace<Real> workspace(task, shape);
-  const int cells = block.classes * block.pitch;
+  const int cells = block.cells();
   for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
     Real sum = 0;
     Real lost = 0;

@@ -12,8 +12,8 @@ namespace fairkernels {
 constexpr int kSumWarps = 16;  // of a block, where each has a row
 constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
 
-// Top, sum and weighted drops of a row.
-constexpr int kRowNumbers = 3;
+// Top, sum and weighted drops of a row, and where "kl" charges it and how much.
+constexpr int kRowNumbers = 5;
 
 // Rows of a problem are classes, or where there are fewer samples than classes those that occur, in increasing order.
 // `slots` blocks, or so many times the pieces of a row, work on a problem: one for each class, or one for each row.
@@ -53,6 +53,10 @@ struct SumWorkspace {
   double* penalties;  // [problems, pair_blocks]
   ClassOrderTables tables;
   Real* counts;   // [problems, rows]
+  Real* matrix;   // [problems, rows, K], of the spectral term
+  Real* sigma;    // [problems]
+  Real* left;     // [problems, rows], its left singular vector
+  double* sizes;  // [problems, slots], samples that count in a class
   Real* numbers;  // [problems, B, kRowNumbers]
   int64_t bytes;
 
@@ -62,7 +66,12 @@ struct SumWorkspace {
     penalties = take<double>(task, task.problems * shape.pair_blocks);
     tables.order = take<int64_t>(task, shape.ordered ? task.problems * task.samples : 0);
     tables.starts = take<int64_t>(task, shape.ordered ? task.problems * (task.classes + 1) : 0);
+    sizes = take<double>(task, task.problems * shape.slots);
     counts = take<Real>(task, task.problems * shape.rows);
+    const int64_t spectral = task.wants_spectral ? task.problems : 0;
+    matrix = take<Real>(task, spectral * shape.rows * task.classes);
+    sigma = take<Real>(task, spectral);
+    left = take<Real>(task, spectral * shape.rows);
     numbers = take<Real>(task, shape.pieces > 1 ? task.problems * task.samples * kRowNumbers : 0);
   }
 
@@ -109,11 +118,18 @@ FK_KERNEL(LongRow<T>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) ta
     }
     drops = Members::sum(drops);
   }
+  Rival<Real> rival{};
+  if (has_charges(task) && task.surrogate == Surrogate::kl) {
+    const int label = class_of(task, samples, b);
+    rival = find_rival<Layout, true>(task, row, label, logit_at(task, row, label), z);
+  }
   if (device::thread() == 0) {
     Real* numbers = SumWorkspace<Real>(task, shape).numbers + device::block() * kRowNumbers;
     numbers[0] = highest;
     numbers[1] = total;
     numbers[2] = drops;
+    numbers[3] = static_cast<Real>(rival.place);
+    numbers[4] = rival.charge;
   }
 }
 
@@ -142,30 +158,48 @@ FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples<T>& samp
 }
 
 // Sums over the samples of a class. A team's rates lie in its registers.
-template <typename Layout>
+template <typename Layout, bool kCharges>
 struct ClassSum {
   using Real = typename Layout::Real;
+  static constexpr int kCharged = kCharges ? Layout::kHeld : 1;
 
+  Real charges[kCharged] = {};
+  Real lost_charges[kCharged] = {};
   Real rates[Layout::kHeld] = {};
   Real lost[Layout::kHeld] = {};
   double count = 0;
   double losses = 0;
 };
 
-template <typename Layout, bool kPieces, typename T>
+template <typename Layout, bool kPieces, bool kCharges, typename T>
 FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples, int64_t b, int label, int first,
-                          const StagedWeights<typename Layout::Real>& weights, typename Layout::Real all_weights, const typename Layout::Real* numbers, ClassSum<Layout>& sum) {
+                          const StagedWeights<typename Layout::Real>& weights, typename Layout::Real all_weights, const typename Layout::Real* numbers,
+                          ClassSum<Layout, kCharges>& sum) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   const T* row = samples.logits + b * task.logits.row_stride;
   const Real weight = weight_of(task, samples, b);
   Real z[Layout::kHeld];
   load_logits<Layout>(task, row, first, z);
+  Real charge[ClassSum<Layout, kCharges>::kCharged] = {};
+  Rival<Real> rival{};
+  const Real own = logit_at(task, row, label);
+  if constexpr (kCharges) {
+    if (task.surrogate == Surrogate::kl && !kPieces) {
+      rival = find_rival<Layout, false>(task, row, label, own, z);
+    }
+#pragma unroll
+    for (int e = 0; e < Layout::kHeld; ++e) {
+      charge[e] = z[e];
+    }
+  }
   Real top, total, drops = 0;
   if constexpr (kPieces) {
     top = numbers[b * kRowNumbers];
     total = numbers[b * kRowNumbers + 1];
     drops = numbers[b * kRowNumbers + 2];
+    rival.place = static_cast<int>(numbers[b * kRowNumbers + 3]);
+    rival.charge = numbers[b * kRowNumbers + 4];
     to_exps(top, z);
   } else {
     top = finite_top(Members::max(largest_held(z)));
@@ -179,11 +213,16 @@ FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples,
   for (int e = 0; e < Layout::kHeld; ++e) {
     add_exactly(z[e] * factor, sum.rates[e], sum.lost[e]);
   }
+  if constexpr (kCharges) {
+    to_charges<Layout>(task, charge_row(label, own, top, total, rival), first, z, charge);
+    for_columns<Layout>(first, task.classes, [&](int e, int) {
+      add_exactly(charge[e] * weight, sum.charges[e], sum.lost_charges[e]);
+    });
+  }
   sum.count += weight;
   if (task.wants_cross_entropy) {
     const Real own_weight = class_weight_of(task, samples, label);
-    const Real drop = top - logit_at(task, row, label);
-    sum.losses += weight * row_loss(task, std::log(total), drop, own_weight, all_weights, drops);
+    sum.losses += weight * row_loss(task, std::log(total), top - own, own_weight, all_weights, drops);
   }
 }
 
@@ -196,7 +235,7 @@ struct ClassPlace {
   int label;      // `classes`: none has this row
   int64_t row;    // of the coefficients; none if there are no more rows
   ClassSet set;  // where there are fewer samples than classes
-  double all;  // weights of all samples, for Normalize::by_all
+  double all;  // weights of all samples, for Normalize::by_all and "kl-all"
 };
 
 // The sum of the weights of all samples of a problem.
@@ -211,9 +250,18 @@ FK_DEVICE double sum_of_samples(const ClassTask& task, const ClassSamples<T>& sa
 
 template <typename T>
 FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place, int column,
-                          Accumulator<T> sum, Accumulator<T> count) {
+                          Accumulator<T> sum, Accumulator<T> charge, Accumulator<T> count) {
   using Real = Accumulator<T>;
   const Real rate = divided(sum, count);
+  if (task.wants_spectral && place.row < shape.rows) {
+    const Real by = task.surrogate == Surrogate::kl_all ? static_cast<Real>(place.all) : count;
+    Real entry = task.surrogate == Surrogate::soft ? rate : divided(charge, by);
+    if (place.label < task.classes) {
+      entry *= row_factor_of<T>(task, place.problem, place.label);
+    }
+    Real* matrix = SumWorkspace<Real>(task, shape).matrix;
+    matrix[(place.problem * shape.rows + place.row) * task.classes + column] = column == place.label ? 0 * entry : entry;
+  }
   if (task.confusion != nullptr && place.label < task.classes) {
     const Real by_all = divided(sum, static_cast<Real>(place.all));
     const Real handed = task.normalize == Normalize::none ? sum : (task.normalize == Normalize::by_all ? by_all : rate);
@@ -259,11 +307,11 @@ FK_DEVICE ClassPlace<T> place_of(const ClassTask& task, const SumShape& shape, i
 // Where the set of classes lies in shared memory, in words: behind the rates of the warps, or the weights.
 template <typename Layout>
 FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
-  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : kSumWarps;
+  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : kSumWarps * (has_charges(task) ? 2 : 1);
   return rows * task.classes * static_cast<int64_t>(sizeof(typename Layout::Real) / 4);
 }
 
-template <typename Layout, bool kPieces>
+template <typename Layout, bool kPieces, bool kCharges>
 FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   using T = typename Layout::Type;
   using Real = typename Layout::Real;
@@ -280,7 +328,8 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
       shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task)) : ClassSet();
   const SumWorkspace<Real> workspace(task, shape);
   ClassPlace<T> place = place_of<T>(task, shape, problem, slot, set);
-  if (task.confusion != nullptr && task.normalize == Normalize::by_all) {
+  if ((task.confusion != nullptr && task.normalize == Normalize::by_all) ||
+      (has_charges(task) && task.surrogate == Surrogate::kl_all)) {
     place.all = sum_of_samples(task, samples);
   }
   Real all_weights = 0;
@@ -291,11 +340,11 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
   const StagedWeights<Real> weights =
       kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, rates_of_warps);
 
-  ClassSum<Layout> sum;
+  ClassSum<Layout, kCharges> sum;
   if (place.label < task.classes) {
     const Real* numbers = workspace.numbers + problem * task.samples * kRowNumbers;
     for_samples_of<Members>(task, samples, problem, place.label, shape.ordered, workspace.tables, [&](int64_t b) {
-      add_sample<Layout, kPieces>(task, samples, b, place.label, first, weights, all_weights, numbers, sum);
+      add_sample<Layout, kPieces, kCharges>(task, samples, b, place.label, first, weights, all_weights, numbers, sum);
     });
   }
   if constexpr (!Layout::kBlock) {
@@ -306,6 +355,9 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
     }
     for_columns<Layout>(0, task.classes, [&](int e, int column) {
       rates_of_warps[Members::number() * task.classes + column] = sum.rates[e];
+      if constexpr (kCharges) {
+        rates_of_warps[(kSumWarps + Members::number()) * task.classes + column] = sum.charges[e];
+      }
     });
     device::barrier();
     sum.count = 0;
@@ -320,11 +372,17 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
       for (int warp = 0; warp < kSumWarps; ++warp) {
         add_exactly(rates_of_warps[warp * task.classes + column], rates, lost);
       }
-      put_column(task, shape, place, column, rates, static_cast<Real>(sum.count));
+      Real charges = 0;
+      lost = 0;
+      for (int warp = 0; warp < kSumWarps && kCharges; ++warp) {
+        add_exactly(rates_of_warps[(kSumWarps + warp) * task.classes + column], charges, lost);
+      }
+      put_column(task, shape, place, column, rates, charges, static_cast<Real>(sum.count));
     }
   } else {
     for_columns<Layout>(first, task.classes, [&](int e, int column) {
-      put_column(task, shape, place, column, sum.rates[e], static_cast<Real>(sum.count));
+      put_column(task, shape, place, column, sum.rates[e], kCharges ? sum.charges[kCharges ? e : 0] : Real(0),
+                 static_cast<Real>(sum.count));
     });
   }
 
@@ -339,6 +397,7 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
     if (task.total != nullptr) {
       const bool occurs = sum.count != 0;
       workspace.losses[problem * shape.slots + slot] = sum.losses;
+      workspace.sizes[problem * shape.slots + slot] = sum.count;
       workspace.divisors[problem * shape.slots + slot] =
           occurs ? class_weight_of(task, samples, place.label) * sum.count : 0;
       if (place.row < shape.rows) {
@@ -352,8 +411,9 @@ template <typename Layout, bool kPieces>
 int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* stream) {
   const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
   const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
-  return device::launch(class_sums<Layout, kPieces>, {task.problems * shape.slots * shape.pieces, Layout::kBlockThreads, bytes}, stream,
-                        task, shape);
+  const device::Grid grid{task.problems * shape.slots * shape.pieces, Layout::kBlockThreads, bytes};
+  return has_charges(task) ? device::launch(class_sums<Layout, kPieces, true>, grid, stream, task, shape)
+                           : device::launch(class_sums<Layout, kPieces, false>, grid, stream, task, shape);
 }
 
 template <typename T>

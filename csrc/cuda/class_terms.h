@@ -4,12 +4,13 @@
 
 #include <cstdint>
 
+#include "cuda/problems.h"
 #include "support/elements.h"
+#include "support/iteration_math.h"
 #include "support/platform.h"
+#include "support/surrogate.h"
 
 namespace fairkernels {
-
-constexpr int kLeadingDims = 8;
 
 // What a confusion matrix is divided by: each row by the weight of its class, all by that of all samples, or nothing.
 enum class Normalize { by_true_class, by_all, none };
@@ -20,7 +21,7 @@ struct ClassOperand {
   Dtype dtype;
   int64_t row_stride;
   int64_t stride;
-  int64_t leading[kLeadingDims];
+  Problems at;
 };
 
 // A term that is not wanted is not computed; one of weight 0 is left out of the total. Results are contiguous, and null
@@ -29,13 +30,13 @@ struct ClassTask {
   int64_t problems;
   int64_t samples;
   int classes;
-  int leading_dims;
-  int64_t leading[kLeadingDims];
 
   ClassOperand logits;         // [..., B, K]
   ClassOperand labels;         // [..., B], int64
   ClassOperand sample_weight;  // [..., B]
   ClassOperand weight;         // [..., K], of the cross-entropy
+  ClassOperand class_weight;   // [..., K], of the rows of the surrogate's matrix
+  ClassOperand start;          // [..., K], where the spectral iteration starts
   ClassOperand grad;           // backward: [...], of soft_confusion [..., K, K]; none: 1
 
   void* total;          // [...], in the type of the logits; all below in its accumulator
@@ -65,6 +66,13 @@ struct ClassTask {
   bool ignores_absent;
   double sym_weight;
   double eps;
+
+  bool wants_spectral;
+  bool divides_u;  // u, as it is kept, is divided by the samples of each class, or by all, as the backward wants it
+  Surrogate surrogate;
+  double margin;
+  double spec_weight;
+  IterationOptions iteration;
 };
 
 }  // namespace fairkernels

@@ -3,8 +3,8 @@
 
 #include <cstring>
 
+#include "cuda/elements.cuh"
 #include "cuda/images.h"
-#include "cuda/vectors.cuh"
 #include "support/device.h"
 
 namespace fairkernels {
@@ -84,7 +84,7 @@ FK_DEVICE void store_vector(const ImageShape& shape, const ImageOperand& image, 
 
 template <typename Real>
 FK_DEVICE Real parameter_at(const ImageOperand& parameter, int64_t offset) {
-  return number_at<Real>(parameter.data, parameter.dtype, offset);
+  return element_at<Real>(parameter.data, parameter.dtype, offset);
 }
 
 // A parameter of the elements of a vector: mostly one value.

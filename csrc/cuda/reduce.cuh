@@ -35,6 +35,44 @@ FK_DEVICE Real lanes_max(Real value, int lanes) {
   return value;
 }
 
+// Sums of several values at once: their exchanges do not wait for each other.
+template <int kCount, typename Real>
+FK_DEVICE void warp_sums(Real (&values)[kCount]) {
+#pragma unroll
+  for (int bits = device::kWarp / 2; bits > 0; bits /= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      values[i] += device::from_partner(values[i], bits);
+    }
+  }
+}
+
+// The same of four values with 9 exchanges instead of 20: lanes share the values among each other while they add.
+template <typename Real>
+FK_DEVICE void warp_sums_of_four(Real (&values)[4]) {
+  const bool upper = (device::thread() & 16) != 0;
+  const bool odd = (device::thread() & 8) != 0;
+  Real first = upper ? values[2] : values[0];
+  Real second = upper ? values[3] : values[1];
+  first += device::from_partner(upper ? values[0] : values[2], 16);
+  second += device::from_partner(upper ? values[1] : values[3], 16);
+  Real sum = odd ? second : first;
+  sum += device::from_partner(odd ? first : second, 8);
+#pragma unroll
+  for (int bits = 4; bits > 0; bits /= 2) {
+    sum += device::from_partner(sum, bits);
+  }
+  const Real beside = device::from_partner(sum, 8);
+  first = odd ? beside : sum;
+  second = odd ? sum : beside;
+  const Real first_across = device::from_partner(first, 16);
+  const Real second_across = device::from_partner(second, 16);
+  values[0] = upper ? first_across : first;
+  values[1] = upper ? second_across : second;
+  values[2] = upper ? first : first_across;
+  values[3] = upper ? second : second_across;
+}
+
 // The same in all threads of a block of whole warps, at most 32. All of them must come; what they did in shared memory
 // before is seen by all afterwards.
 template <typename Real>
@@ -52,7 +90,7 @@ FK_DEVICE Real block_sum(Real value) {
   return warp_sum(lane < warps ? sums[lane] : Real(0));
 }
 
-// The same, of the largest value; a NaN is passed over.
+// The largest, likewise; a NaN is passed over.
 template <typename Real>
 FK_DEVICE Real block_max(Real value) {
   using PerWarp = Real[device::kWarp];
@@ -60,7 +98,7 @@ FK_DEVICE Real block_max(Real value) {
   const int lane = device::thread() % device::kWarp;
   const int warps = device::threads() / device::kWarp;
   value = lanes_max(value, device::kWarp);
-  device::barrier();
+  device::barrier();  // of an earlier call they have been read
   if (lane == 0) {
     largest[device::thread() / device::kWarp] = value;
   }

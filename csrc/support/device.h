@@ -133,6 +133,16 @@ int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typenam
   return cudaGetLastError();
 }
 
+// Of a block, with what its kernel declares; 48 KiB where nobody knows.
+inline size_t most_shared_memory() {
+  int device = 0;
+  int bytes = 48 << 10;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  return bytes;
+}
+
 inline const char* error_text(int code) {
   return cudaGetErrorString(static_cast<cudaError_t>(code));
 }

@@ -13,7 +13,7 @@ namespace fairkernels {
 
 enum class Dtype { float64, float32, bfloat16, float16, int64, byte };  // byte: uint8, and bool as 0 and 1
 
-inline int64_t size_of(Dtype dtype) {
+FK_HOST_DEVICE inline int64_t size_of(Dtype dtype) {
   switch (dtype) {
     case Dtype::float64:
     case Dtype::int64:

@@ -3,25 +3,14 @@
 
 #include "cuda/class_terms.h"
 #include "support/gpu.h"
+#include "support/gpu_problems.h"
 #include "support/tensor.h"
 
 namespace fairkernels {
 
-// Of dimensions before the last `inner`, those of size 1 are left out.
 inline ClassOperand class_operand(const Tensor& tensor, int64_t inner) {
-  ClassOperand operand{};
-  operand.data = tensor.const_data_ptr();
-  operand.dtype = dtype_of(tensor, "tensor");
-  operand.row_stride = inner > 1 ? tensor.stride(-2) : 0;
-  operand.stride = inner > 0 ? tensor.stride(-1) : 0;
-  int dims = 0;
-  for (int64_t d = 0; d < tensor.dim() - inner; ++d) {
-    if (tensor.size(d) != 1) {
-      require(dims < kLeadingDims, "there may be up to ", kLeadingDims, " dimensions of problems on a GPU");
-      operand.leading[dims++] = tensor.stride(d);
-    }
-  }
-  return operand;
+  return {tensor.const_data_ptr(),           dtype_of(tensor, "tensor"),       inner > 1 ? tensor.stride(-2) : 0,
+          inner > 0 ? tensor.stride(-1) : 0, problems_of(tensor, inner)};
 }
 
 inline ClassOperand class_operand(const OptionalTensor& tensor, int64_t inner) {
@@ -36,13 +25,7 @@ inline ClassTask class_task(const Tensor& logits, const Tensor& labels, double t
   task.samples = logits.size(-2);
   require(logits.size(-1) < std::numeric_limits<int>::max(), "there may be less than 2^31 classes on a GPU");
   task.classes = static_cast<int>(logits.size(-1));
-  task.problems = 1;
-  for (int64_t d = 0; d < logits.dim() - 2; ++d) {
-    task.problems *= logits.size(d);
-    if (logits.size(d) != 1) {
-      task.leading[task.leading_dims++] = logits.size(d);
-    }
-  }
+  task.problems = product(reshaped(shape_of(logits), 2, {}));
   task.temperature = temperature;
   task.ignore_index = ignore_index;
   return task;

@@ -38,8 +38,13 @@ constexpr Real kLeastEps = 4 * std::numeric_limits<Real>::min();
 
 template <typename Real>
 FK_HOST_DEVICE FK_INLINE Real least_eps(double eps) {
-  constexpr Real least = kLeastEps<Real>;
-  return static_cast<Real>(eps) < least ? least : static_cast<Real>(eps);
+  return static_cast<Real>(eps) < kLeastEps<Real> ? kLeastEps<Real> : static_cast<Real>(eps);
+}
+
+// What the sum over the pairs of `present` classes is multiplied by; the mean over no pairs is 0.
+FK_HOST_DEVICE FK_INLINE double pair_scale(bool mean, double present) {
+  const double pairs = present * (present - 1) / 2;
+  return !mean ? 1 : pairs > 0 ? 1 / pairs : 0;
 }
 
 }  // namespace fairkernels

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "support/pair_penalty.h"
 #include "support/tensor.h"
 
 namespace fairkernels {
@@ -27,14 +28,7 @@ struct SymmetryOptions {
   SymmetryOptions(StringHandle absent_name, StringHandle reduction_name)
       : SymmetryOptions(take_string(absent_name), take_string(reduction_name)) {}
 
-  // What the sum over the pairs of `active` classes is multiplied by; the mean over no pairs is 0.
-  double scale(double active) const {
-    const double pairs = active * (active - 1) / 2;
-    if (reduction == Reduction::sum) {
-      return 1;
-    }
-    return pairs > 0 ? 1 / pairs : 0;
-  }
+  double scale(double active) const { return pair_scale(reduction == Reduction::mean, active); }
 
   Absent absent;
   Reduction reduction;

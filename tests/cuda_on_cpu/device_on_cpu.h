@@ -419,6 +419,11 @@ int launch(void (*kernel)(Parameters...), Grid grid, void*, const typename AsGiv
   return 0;
 }
 
+// That of an H100.
+inline size_t most_shared_memory() {
+  return 227 << 10;
+}
+
 inline const char* error_text(int) {
   return last_error().c_str();
 }

@@ -1,19 +1,17 @@
-// Numbers of any type in memory, one at a time and by vectors of 16 bytes.
+// Elements whose type is known when the kernel runs.
 #pragma once
-
-#include <cstdint>
-#include <cstring>
 
 #include "support/device.h"
 #include "support/elements.h"
 
 namespace fairkernels {
 
+// Elements in 16 bytes.
 template <typename T>
 constexpr int kVector = 16 / sizeof(T);
 
 template <typename Real>
-FK_DEVICE Real number_at(const void* data, Dtype dtype, int64_t offset) {
+FK_DEVICE Real element_at(const void* data, Dtype dtype, int64_t offset) {
   switch (dtype) {
     case Dtype::float64:
       return static_cast<Real>(static_cast<const double*>(data)[offset]);
@@ -25,6 +23,24 @@ FK_DEVICE Real number_at(const void* data, Dtype dtype, int64_t offset) {
       return static_cast<Real>(widen(static_cast<const Half*>(data)[offset]));
     default:
       return static_cast<Real>(widen(static_cast<const uint8_t*>(data)[offset]));
+  }
+}
+
+// Of a floating type.
+FK_DEVICE void store_element(void* data, Dtype dtype, int64_t offset, double value) {
+  switch (dtype) {
+    case Dtype::float64:
+      static_cast<double*>(data)[offset] = value;
+      break;
+    case Dtype::float32:
+      static_cast<float*>(data)[offset] = static_cast<float>(value);
+      break;
+    case Dtype::bfloat16:
+      static_cast<BFloat16*>(data)[offset] = narrow(value, BFloat16{});
+      break;
+    default:
+      static_cast<Half*>(data)[offset] = narrow(value, Half{});
+      break;
   }
 }
 
