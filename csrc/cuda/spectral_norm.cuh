@@ -4,10 +4,13 @@
 // Backward, the outer product of u and v: bound by memory, one launch, one write, 4 bytes an entry in fp32.
 #pragma once
 
+#include "cuda/problems.cuh"
 #include "cuda/spectral_iteration.cuh"
 #include "cuda/spectral_norm.h"
 
 namespace fairkernels {
+
+constexpr int kMatrixLoadsInFlight = 8;
 
 // ---- A matrix of one block
 
@@ -40,7 +43,7 @@ template <typename Real>
 FK_DEVICE void load_matrix(const SpectralNormTask& task, const Upright& shape, const SharedTile<Real>& tile) {
   const int64_t offset = offset_of(task.matrix_at, device::block());
   const auto load = [&](auto type) {
-    load_tile(static_cast<const decltype(type)*>(task.matrix) + offset, shape.row_stride, shape.column_stride, tile);
+    load_tile<kMatrixLoadsInFlight>(static_cast<const decltype(type)*>(task.matrix) + offset, shape.row_stride, shape.column_stride, tile);
   };
   if constexpr (sizeof(Real) == 8) {
     load(double{});
