@@ -43,7 +43,15 @@ void launch_forward(const Tensor& matrix, const OptionalTensor& start, const Ite
   task.sigma = sigma.mutable_data_ptr();
   task.u = u.mutable_data_ptr();
   task.v = v.mutable_data_ptr();
-  launch_on_device_of(matrix, [&](void* stream) { return fk_spectral_norm(&task, stream); });
+  OptionalTensor scratch;
+  launch_on_device_of(matrix, [&](void* stream) {
+    const int64_t doubles = fk_spectral_norm_scratch(&task);
+    if (doubles > 0) {
+      scratch = empty({doubles}, Dtype::float64, &matrix);
+      task.scratch = scratch->mutable_data_ptr();
+    }
+    return fk_spectral_norm(&task, stream);
+  });
 }
 
 #endif

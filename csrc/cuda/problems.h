@@ -1,9 +1,7 @@
-// Where the problems of a batch begin, whatever the strides of their leading dimensions. Host and device, no torch.
+// Where the problems of a batch begin, whatever the strides of their leading dimensions. No torch.
 #pragma once
 
 #include <cstdint>
-
-#include "support/platform.h"
 
 namespace fairkernels {
 
@@ -14,16 +12,5 @@ struct Problems {
   int64_t sizes[kProblemDims];
   int64_t strides[kProblemDims];
 };
-
-// In elements.
-FK_HOST_DEVICE inline int64_t offset_of(const Problems& problems, int64_t problem) {
-  int64_t offset = 0;
-  for (int d = problems.dims - 1; d > 0; --d) {
-    const int64_t outwards = problem / problems.sizes[d];
-    offset += (problem - outwards * problems.sizes[d]) * problems.strides[d];
-    problem = outwards;
-  }
-  return offset + problem * problems.strides[0];
-}
 
 }  // namespace fairkernels

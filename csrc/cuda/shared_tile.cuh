@@ -18,11 +18,9 @@ struct SharedTile {
   FK_DEVICE Real& operator()(int i, int j) const { return data[i * pitch + j]; }
 };
 
-constexpr int kLinesInFlight = 8;
-
 // By all threads, who have to meet before they read it. Lanes go along the rows or the columns, whichever lie side by
-// side in memory, unless these are too short to keep them busy.
-template <typename T, typename Real>
+// side in memory, unless these are too short to keep them busy. A thread has `kInFlight` loads under way.
+template <int kInFlight, typename T, typename Real>
 FK_DEVICE void load_tile(const T* from, int64_t row_stride, int64_t column_stride, const SharedTile<Real>& tile) {
   const bool rows_are_near = row_stride < column_stride;
   const int near = rows_are_near ? tile.rows : tile.columns;
@@ -35,21 +33,28 @@ FK_DEVICE void load_tile(const T* from, int64_t row_stride, int64_t column_strid
   const int line_pitch = along_rows ? 1 : tile.pitch;
   const int pitch = along_rows ? tile.pitch : 1;
   const int warps = device::threads() / device::kWarp;
-  for (int first = device::thread() / device::kWarp; first < lines; first += kLinesInFlight * warps) {
+  int shift = 0;  // 2^shift pieces of a line
+  while ((device::kWarp << shift) < length) {
+    ++shift;
+  }
+  const int pieces = lines << shift;
 #pragma unroll 1
-    for (int at = device::thread() % device::kWarp; at < length; at += device::kWarp) {
-      Real value[kLinesInFlight];
+  for (int first = device::thread() / device::kWarp; first < pieces; first += kInFlight * warps) {
+    Real value[kInFlight];
+    int place[kInFlight];
 #pragma unroll
-      for (int k = 0; k < kLinesInFlight; ++k) {
-        const int line = first + k * warps;
-        value[k] = line < lines ? widen(from[line * line_stride + at * stride]) : Real(0);
-      }
+    for (int k = 0; k < kInFlight; ++k) {
+      const int piece = first + k * warps;
+      const int line = piece >> shift;
+      const int at = (piece - (line << shift)) * device::kWarp + device::thread() % device::kWarp;
+      const bool inside = line < lines && at < length;
+      place[k] = inside ? line * line_pitch + at * pitch : -1;
+      value[k] = inside ? widen(from[line * line_stride + at * stride]) : Real(0);
+    }
 #pragma unroll
-      for (int k = 0; k < kLinesInFlight; ++k) {
-        const int line = first + k * warps;
-        if (line < lines) {
-          tile.data[line * line_pitch + at * pitch] = value[k];
-        }
+    for (int k = 0; k < kInFlight; ++k) {
+      if (place[k] >= 0) {
+        tile.data[place[k]] = value[k];
       }
     }
   }

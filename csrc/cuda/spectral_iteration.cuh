@@ -72,7 +72,9 @@ template <typename Real>
 struct SpectralMemory {
   Real x[kMostSpectralColumns];
   Real products[kSpectralWarps][kMostSpectralColumns];
-  double ar[kMostSpectralColumns];  // what of the vectors finds no room in registers, see BlockIteration
+  // The vectors that find no room in registers, see BlockIteration.
+  double r[kMostSpectralColumns];
+  double ar[kMostSpectralColumns];
   double p[kMostSpectralColumns];
   double ap[kMostSpectralColumns];
   int asked;
@@ -432,12 +434,13 @@ class BlockIteration {
 
   // Goes on until the residual is small: it tells an eigenvector, the change of theta does not.
   FK_DEVICE Asked step() {
+    Entries r;
     double residual[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < kEntries; ++k) {
-      r_[k] = av_[k] - theta_ * v_[k];
-      residual[0] = std::fma(r_[k], r_[k], residual[0]);
-      residual[1] = std::fma(r_[k], v_[k], residual[1]);
+      r[k] = av_[k] - theta_ * v_[k];
+      residual[0] = std::fma(r[k], r[k], residual[0]);
+      residual[1] = std::fma(r[k], v_[k], residual[1]);
     }
     warp_sums(residual);
     const double squared = residual[0];
@@ -455,22 +458,24 @@ class BlockIteration {
     const double factor = 1 / std::sqrt(squared - along * along);  // orthogonal to v already but for rounding
 #pragma unroll
     for (int k = 0; k < kEntries; ++k) {
-      r_[k] = factor * (r_[k] - along * v_[k]);
+      r[k] = factor * (r[k] - along * v_[k]);
     }
-    give(r_);
+    give(r);
+    keep(r, memory_.r);
     return kSteepest;
   }
 
   // Makes p orthogonal to v and r. Twice where much of it is taken away, which leaves rounding errors along v and r; and
   // then its product is a difference of large numbers, too, whose error would grow from step to step.
   FK_DEVICE bool outside_v_and_r() {
+    const Entries r = own(memory_.r);
     const Entries ar = own(memory_.ar);
     Entries p = own(memory_.p);
     Entries ap = own(memory_.ap);
     p_left_ = 1;
     bool again = true;
     for (int turn = 0; turn < 2 && again; ++turn) {
-      double along[2] = {part_of_dot(v_, p), part_of_dot(r_, p)};
+      double along[2] = {part_of_dot(v_, p), part_of_dot(r, p)};
       warp_sums(along);
       const double left = 1 - along[0] * along[0] - along[1] * along[1];
       if (!(left >= kDependent)) {
@@ -479,7 +484,7 @@ class BlockIteration {
       const double factor = 1 / std::sqrt(left);
 #pragma unroll
       for (int k = 0; k < kEntries; ++k) {
-        p[k] = factor * (p[k] - along[0] * v_[k] - along[1] * r_[k]);
+        p[k] = factor * (p[k] - along[0] * v_[k] - along[1] * r[k]);
         ap[k] = factor * (ap[k] - along[0] * av_[k] - along[1] * ar[k]);
       }
       p_left_ = left < p_left_ ? left : p_left_;
@@ -492,6 +497,7 @@ class BlockIteration {
 
   // v turns towards the best combination of v, r and p; p becomes the direction, orthogonal to it, in which it has moved.
   FK_DEVICE void move() {
+    const Entries r = own(memory_.r);
     const Entries ar = own(memory_.ar);
     Entries p{};
     Entries ap{};
@@ -499,15 +505,15 @@ class BlockIteration {
       p = own(memory_.p);
       ap = own(memory_.ap);
     }
-    double products[5] = {part_of_dot(v_, ar), part_of_dot(r_, ar), part_of_dot(v_, ap),
-                          part_of_dot(r_, ap), part_of_dot(p, ap)};
+    double products[5] = {part_of_dot(v_, ar), part_of_dot(r, ar), part_of_dot(v_, ap),
+                          part_of_dot(r, ap), part_of_dot(p, ap)};
     warp_sums(products);
     const Coefficients best =
         leading_eigenvector(products[0], products[2], products[1] - theta_, products[3], products[4] - theta_);
     const double sine = std::sqrt(best.r * best.r + best.p * best.p);
     has_p_ = sine > 0;
     if (has_p_) {
-      turn(best.v, sine, best.r / sine, best.p / sine, r_, v_, p);
+      turn(best.v, sine, best.r / sine, best.p / sine, r, v_, p);
       turn(best.v, sine, best.r / sine, best.p / sine, ar, av_, ap);
       keep(p, memory_.p);
       keep(ap, memory_.ap);
@@ -541,11 +547,9 @@ class BlockIteration {
       }
     }
     device::barrier();
-    Real x[kEntries];
-    load_x(x);
     double squares = 0;
     double sum = 0;
-    for_each_image(x, [&](int, double z) {
+    for_each_image([&](int, double z) {
       squares += z * z;
       sum += z;
     });
@@ -553,7 +557,7 @@ class BlockIteration {
     const double row_sum = block_sum(sum);
     const double sign = (sign_by_rows ? row_sum < 0 : memory_.flag) ? -1 : 1;
     const double factor = sigma > 0 ? sign / sigma : 0;
-    for_each_image(x, [&](int row, double z) { on_row(row, factor * z); });
+    for_each_image([&](int row, double z) { on_row(row, factor * z); });
     if (steers()) {
 #pragma unroll
       for (int k = 0; k < kEntries; ++k) {
@@ -568,7 +572,9 @@ class BlockIteration {
 
   // Calls function(i, (M x)_i) once for each row.
   template <typename Function>
-  FK_DEVICE void for_each_image(const Real (&x)[kEntries], const Function& function) const {
+  FK_DEVICE void for_each_image(const Function& function) const {
+    Real x[kEntries];
+    load_x(x);
     for_each_rows([&](int row, int stride, const Real(&block)[kRowsAtOnce][kEntries]) {
       Real z[kRowsAtOnce];
       images(block, x, z);
@@ -590,10 +596,10 @@ class BlockIteration {
   int width_ = 1;  // lanes of a row
   double largest_ = 0;
 
-  // Of the first warp. Ar, the last change of v, which is p, and Ap lie in shared memory.
+  // Of the first warp. The residual of v, which is the direction r of steepest ascent, the last change p of v, Ar and Ap
+  // lie in shared memory.
   Entries v_{};   // the estimate
   Entries av_{};  // its product with A
-  Entries r_{};   // its residual, the direction of steepest ascent
   bool has_p_ = false;
   double p_left_ = 1;
   double theta_ = 0;

@@ -1,13 +1,17 @@
 // The leading singular value of matrices of any size with its vectors, and its gradient.
 // Up to a shorter side of 128, if it fits into shared memory, a block has a matrix: one launch, one read, see
-// spectral_iteration.cuh.
+// spectral_iteration.cuh. Beyond, a launch a step, see spectral_steps.cuh.
 // Backward, the outer product of u and v: bound by memory, one launch, one write, 4 bytes an entry in fp32.
 #pragma once
 
+#include "cuda/problems.cuh"
 #include "cuda/spectral_iteration.cuh"
 #include "cuda/spectral_norm.h"
+#include "cuda/spectral_steps.cuh"
 
 namespace fairkernels {
+
+constexpr int kMatrixLoadsInFlight = 8;
 
 // ---- A matrix of one block
 
@@ -40,7 +44,7 @@ template <typename Real>
 FK_DEVICE void load_matrix(const SpectralNormTask& task, const Upright& shape, const SharedTile<Real>& tile) {
   const int64_t offset = offset_of(task.matrix_at, device::block());
   const auto load = [&](auto type) {
-    load_tile(static_cast<const decltype(type)*>(task.matrix) + offset, shape.row_stride, shape.column_stride, tile);
+    load_tile<kMatrixLoadsInFlight>(static_cast<const decltype(type)*>(task.matrix) + offset, shape.row_stride, shape.column_stride, tile);
   };
   if constexpr (sizeof(Real) == 8) {
     load(double{});
@@ -82,17 +86,17 @@ template <typename Real>
 size_t on_chip_bytes(const SpectralNormTask& task) {
   const int64_t shorter = task.rows < task.columns ? task.rows : task.columns;
   const int64_t longer = task.rows < task.columns ? task.columns : task.rows;
-  return sizeof(Real) * longer * spectral_pitch(static_cast<int>(shorter));
+  return shorter == 0 ? 0 : sizeof(Real) * longer * spectral_pitch(static_cast<int>(shorter));
 }
 
-// Whether a block has a matrix for itself.
+// Whether a block has a matrix for itself. One without entries has nothing but zeros to write.
 template <typename Real>
 bool is_on_chip(const SpectralNormTask& task) {
   constexpr int64_t kMostSide = 1 << 20;
   constexpr size_t kBeside = sizeof(SpectralMemory<Real>) + 2048;  // what the kernel and the runtime need
   const int64_t shorter = task.rows < task.columns ? task.rows : task.columns;
-  return shorter <= kMostSpectralColumns && task.rows <= kMostSide && task.columns <= kMostSide &&
-         on_chip_bytes<Real>(task) + kBeside <= device::most_shared_memory();
+  return shorter == 0 || (shorter <= kMostSpectralColumns && task.rows <= kMostSide && task.columns <= kMostSide &&
+         on_chip_bytes<Real>(task) + kBeside <= device::most_shared_memory());
 }
 
 template <typename Real>
@@ -109,9 +113,15 @@ int launch_on_chip(const SpectralNormTask& task, void* stream) {
   }
 }
 
+template <typename Real>
+int64_t spectral_scratch(const SpectralNormTask& task) {
+  return is_on_chip<Real>(task) ? 0 : steps_of<Real>(task).doubles;
+}
+
 template <typename T>
 int launch_spectral_norm(const SpectralNormTask& task, void* stream) {
-  return launch_on_chip<Accumulator<T>>(task, stream);
+  using Real = Accumulator<T>;
+  return is_on_chip<Real>(task) ? launch_on_chip<Real>(task, stream) : launch_steps<T>(task, stream);
 }
 
 // ---- The gradient

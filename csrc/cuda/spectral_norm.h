@@ -28,6 +28,8 @@ struct SpectralNormTask {
   void* sigma;  // [problems] in the type of the matrix
   void* u;      // [problems, rows] in the type in which sums are kept
   void* v;      // [problems, columns], likewise
+
+  void* scratch;  // what the kernels leave for each other, if anything
 };
 
 struct OuterProductTask {
@@ -43,6 +45,9 @@ struct OuterProductTask {
 };
 
 }  // namespace fairkernels
+
+// How many doubles the scratch memory has.
+extern "C" int64_t fk_spectral_norm_scratch(const fairkernels::SpectralNormTask* task);
 
 extern "C" int fk_spectral_norm(const fairkernels::SpectralNormTask* task, void* stream);
 extern "C" int fk_spectral_norm_backward(const fairkernels::OuterProductTask* task, void* stream);

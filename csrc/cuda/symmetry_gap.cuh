@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/elements.cuh"
+#include "cuda/problems.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/shared_tile.cuh"
 #include "cuda/symmetry_gap.h"
@@ -19,6 +20,7 @@ constexpr int kTileThreads = 256;
 constexpr int kTotalThreads = 512;
 constexpr int kRowSumThreads = 256;
 constexpr int kColumnsInFlight = 8;
+constexpr int kLoadsInFlight = 16;
 constexpr int kRowsPerBlock = kRowSumThreads / device::kWarp;
 
 // Doubles take twice the shared memory: the most that every GPU has is 99 KiB.
@@ -155,7 +157,7 @@ struct WholeMatrix {
         rates{device::shared_memory<Real>(), classes, classes, whole_pitch(classes)},
         present(rates.data + classes * rates.pitch) {
     const T* from = static_cast<const T*>(task.confusion) + offset_of(task.confusion_at, device::block());
-    load_tile(from, task.row_stride, task.column_stride, rates);
+    load_tile<kLoadsInFlight>(from, task.row_stride, task.column_stride, rates);
     device::barrier();
     const int warps = device::threads() / device::kWarp;
     const int lane = device::thread() % device::kWarp;
@@ -264,10 +266,10 @@ struct MirroredTiles {
         in_row(memory.in_row),
         in_column(memory.in_column) {
     const T* from = static_cast<const T*>(task.confusion) + offset_of(task.confusion_at, problem);
-    load_tile(from + first_row * task.row_stride + first_column * task.column_stride, task.row_stride,
+    load_tile<kLoadsInFlight>(from + first_row * task.row_stride + first_column * task.column_stride, task.row_stride,
                task.column_stride, own);
     if (!diagonal()) {
-      load_tile(from + first_column * task.row_stride + first_row * task.column_stride, task.row_stride,
+      load_tile<kLoadsInFlight>(from + first_column * task.row_stride + first_row * task.column_stride, task.row_stride,
                  task.column_stride, mirror);
     }
     for (int at = device::thread(); at < kTile; at += device::threads()) {

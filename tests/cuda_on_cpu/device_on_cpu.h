@@ -419,9 +419,9 @@ int launch(void (*kernel)(Parameters...), Grid grid, void*, const typename AsGiv
   return 0;
 }
 
-// That of an H100.
+// The least that a GPU has; most have more.
 inline size_t most_shared_memory() {
-  return 227 << 10;
+  return 99 << 10;
 }
 
 inline const char* error_text(int) {

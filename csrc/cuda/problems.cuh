@@ -1,0 +1,21 @@
+// Where a problem of a batch begins.
+#pragma once
+
+#include "cuda/problems.h"
+#include "support/device.h"
+
+namespace fairkernels {
+
+// In elements.
+FK_DEVICE int64_t offset_of(const Problems& problems, int64_t problem) {
+  int64_t offset = 0;
+#pragma unroll 1
+  for (int d = problems.dims - 1; d > 0; --d) {
+    const int64_t outwards = problem / problems.sizes[d];
+    offset += (problem - outwards * problems.sizes[d]) * problems.strides[d];
+    problem = outwards;
+  }
+  return offset + problem * problems.strides[0];
+}
+
+}  // namespace fairkernels
