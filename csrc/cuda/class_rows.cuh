@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cuda/problems.cuh"
 #include "cuda/class_terms.h"
 #include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
