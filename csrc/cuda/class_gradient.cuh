@@ -1,6 +1,6 @@
 // The gradient of class terms by the logits.
 // Bound by memory: one read of the logits and one write of their gradient, 8 bytes of an element in fp32, and an exp; the
-// rows of coefficients come out of the cache. One launch. Rows of more than 4,096 classes are read three times, all but
+// rows of coefficients come out of the cache. One launch. Rows of more than 2,048 classes are read three times, all but
 // the first time from the cache. Before it comes one that reads the labels where a mean is taken over more than 4,096
 // samples.
 #pragma once
@@ -13,10 +13,6 @@ namespace fairkernels {
 constexpr int kWeightThreads = 256;
 constexpr int64_t kSamplesOfPart = 4096;  // whose labels a block reads for a mean
 constexpr int64_t kMostSampleParts = 256;
-
-// A piece of a row longer than a LongRow.
-template <typename T>
-using PieceRow = RowLayout<T, 512, std::is_same_v<T, double> ? 2 : 8>;
 
 struct GradientShape {
   int64_t blocks;  // of a problem
@@ -505,7 +501,7 @@ int launch_class_gradient_of(const ClassTask& task, void* stream) {
   if (task.classes <= LongRow<T>::kColumns) {
     return launch_class_gradient_with<LongRow<T>, false, kCharges>(task, stream);
   }
-  return launch_class_gradient_with<PieceRow<T>, true, kCharges>(task, stream);
+  return launch_class_gradient_with<LongRow<T>, true, kCharges>(task, stream);
 }
 
 template <typename T>

@@ -123,12 +123,12 @@ struct RowLayout {
   static constexpr int kStep = kThreads * kVector<T>;  // columns from one vector of a thread to the next
   static constexpr int kColumns = kVectors * kStep;    // of the row or piece
   static constexpr bool kBlock = kThreads > device::kWarp;
-  static constexpr int kBlockThreads = kBlock ? kThreads : 512;
+  static constexpr int kBlockThreads = kBlock ? kThreads : 256;
 };
 
 // 8 elements of a row in a thread, 4 in double: more would not leave a kernel the registers it needs. Rows of up to 64
 // classes (32 in double) are held by 8 lanes, of up to 256 (128) by a warp, of up to 1,024 (512) by a small block, of up to
-// 4,096 (2,048) by a large one; longer ones piece by piece.
+// 2,048 (1,024) by a large one; longer ones piece by piece.
 template <typename T>
 constexpr int kElements = std::is_same_v<T, double> ? 4 : 8;
 
@@ -139,7 +139,7 @@ using WarpRow = RowLayout<T, device::kWarp, kElements<T>>;
 template <typename T>
 using BlockRow = RowLayout<T, 128, kElements<T>>;
 template <typename T>
-using LongRow = RowLayout<T, 512, kElements<T>>;
+using LongRow = RowLayout<T, 256, kElements<T>>;
 
 // Calls visit(e, column) for the columns of a row that a thread holds, its piece beginning at column `first`.
 template <typename Layout, typename Visit>

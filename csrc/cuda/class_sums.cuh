@@ -1,5 +1,5 @@
 // What each class's samples add up to: rates and losses. A block owns a class, or a piece of its columns.
-// Bound by one read of the logits, an exp each, and the rows that it writes. One launch; rows of more than 4,096 classes
+// Bound by one read of the logits, an exp each, and the rows that it writes. One launch; rows of more than 2,048 classes
 // are read twice, in two launches. Up to 2,048 samples a block finds those of its class by reading the labels.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace fairkernels {
 
-constexpr int kSumWarps = 16;  // of a block, where each has a row
+constexpr int kSumWarps = 8;  // of a block, where each has a row
 constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
 
 // Top, sum and weighted drops of a row, and where "kl" charges it and how much.
