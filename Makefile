@@ -14,6 +14,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 
+# CUDA kernels take minutes to build, and nothing here needs them but what compiles them by itself.
+export FAIRKERNELS_CUDA ?= 0
+
 # One thread in each of a few processes is faster than many threads in one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 

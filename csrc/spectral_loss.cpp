@@ -196,7 +196,7 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, 
                 const OptionalTensor& start, StringHandle surrogate, double margin, int64_t ignore_index, StringHandle method,
                 std::optional<int64_t> iters, std::optional<double> tol, const Tensor& u, const Tensor& v) {
   const Surrogate kind = surrogate_named(take_string(surrogate));
-  const IterationOptions options = take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
+  [[maybe_unused]] const IterationOptions options = take_iteration(method, iters, tol, float_dtype_of(logits, "logits"));
   const LossArguments arguments(logits, labels, class_weight, start, kind, margin, ignore_index);
   const ConfusionArguments& batch = arguments.batch;
   require_dtype(grad, batch.dtype, "grad");

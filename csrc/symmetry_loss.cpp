@@ -93,8 +93,8 @@ void backward_problem(const ConfusionArguments& arguments, int64_t problem, Abse
   clear_ignored(order, grad_logits);
 }
 
-Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight, double eps,
-                StringHandle absent, StringHandle reduction, double temperature, int64_t ignore_index,
+Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, const OptionalTensor& sample_weight,
+                [[maybe_unused]] double eps, StringHandle absent, StringHandle reduction, double temperature, int64_t ignore_index,
                 const Tensor& coefficients) {
   const SymmetryOptions options(absent, reduction);
   const ConfusionArguments arguments(logits, labels, sample_weight, temperature, ignore_index);

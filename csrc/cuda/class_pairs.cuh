@@ -239,11 +239,13 @@ FK_KERNEL(kPairThreads) class_terms_of_sums(FK_CONSTANT(ClassTask) task, SumShap
   }
 }
 
-// The leading singular pair of the surrogates' matrices.
-template <typename T>
-int launch_spectrum(const ClassTask& task, const SumShape& shape, void* stream) {
-  using Real = Accumulator<T>;
-  const SumWorkspace<Real> workspace(task, shape);
+inline int64_t scratch_begin(int64_t bytes) {
+  return (bytes + 15) / 16 * 16;
+}
+
+// What the spectral norm of the surrogates' matrices is asked for. Its scratch memory lies behind the workspace.
+template <typename Real>
+SpectralNormTask spectrum_of(const ClassTask& task, const SumShape& shape, const SumWorkspace<Real>& workspace) {
   SpectralNormTask norm{};
   norm.problems = task.problems;
   norm.rows = shape.rows;
@@ -261,7 +263,20 @@ int launch_spectrum(const ClassTask& task, const SumShape& shape, void* stream) 
   norm.sigma = workspace.sigma;
   norm.u = workspace.left;
   norm.v = task.v;
-  return fk_spectral_norm(&norm, stream);
+  norm.scratch = static_cast<unsigned char*>(task.workspace) + scratch_begin(workspace.bytes);
+  return norm;
+}
+
+// Bytes of the workspace with the scratch memory of the spectral norm.
+template <typename T>
+int64_t class_terms_large_bytes(const ClassTask& task) {
+  const SumShape shape = sum_shape<T>(task);
+  const SumWorkspace<Accumulator<T>> workspace(task, shape);
+  if (!task.wants_spectral) {
+    return workspace.bytes;
+  }
+  const SpectralNormTask norm = spectrum_of(task, shape, workspace);
+  return scratch_begin(workspace.bytes) + 8 * fk_spectral_norm_scratch(&norm);
 }
 
 template <typename T>
@@ -273,7 +288,8 @@ int launch_class_terms_large(const ClassTask& task, void* stream) {
     error = device::launch(class_pairs<T>, {task.problems * shape.pair_blocks, kPairThreads, bytes}, stream, task, shape);
   }
   if (error == 0 && task.wants_spectral) {
-    error = launch_spectrum<T>(task, shape, stream);
+    const SpectralNormTask norm = spectrum_of(task, shape, SumWorkspace<Accumulator<T>>(task, shape));
+    error = fk_spectral_norm(&norm, stream);
   }
   if (error == 0 && task.total != nullptr) {
     const size_t bytes = task.wants_spectral && shape.compact ? class_set_bytes(task.classes) : 0;

@@ -18,7 +18,7 @@ int64_t class_terms_bytes(const ClassTask& task) {
   if (has_few_classes<T>(task)) {
     return SmallWorkspace<Real>::bytes(task, small_shape(task, sizeof(Real)));
   }
-  return SumWorkspace<Real>(task, sum_shape<T>(task)).bytes;
+  return class_terms_large_bytes<T>(task);
 }
 
 inline int64_t class_gradient_bytes(const ClassTask& task) {

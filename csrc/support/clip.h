@@ -13,7 +13,12 @@ template <typename Real>
 FK_HOST_DEVICE FK_INLINE Real clip(Real value, Real low, Real high) {
   const Real raised = value > low ? value : low;
   const Real within = high < raised ? high : raised;
-  return value != value || high != high ? value + high : within;
+#if defined(__CUDA_ARCH__)
+  const bool unordered = value != value || high != high;
+#else
+  const bool unordered = std::isunordered(value, high);  // one comparison
+#endif
+  return unordered ? value + high : within;
 }
 
 }  // namespace fairkernels

@@ -41,9 +41,12 @@ inline void run_class_terms(ClassTask& task, const Tensor& logits) {
   if (task.problems == 0) {
     return;
   }
-  const Tensor workspace = empty({fk_class_terms_bytes(&task)}, Dtype::byte, &logits);
-  task.workspace = results_of(workspace);
-  launch_on_device_of(logits, [&](void* stream) { return fk_class_terms(&task, stream); });
+  OptionalTensor workspace;
+  launch_on_device_of(logits, [&](void* stream) {
+    workspace = empty({fk_class_terms_bytes(&task)}, Dtype::byte, &logits);
+    task.workspace = results_of(*workspace);
+    return fk_class_terms(&task, stream);
+  });
 }
 
 inline void run_class_gradient(ClassTask& task, const Tensor& logits, const Tensor& gradient) {

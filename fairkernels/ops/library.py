@@ -54,7 +54,7 @@ def cuda_missing(operator: str) -> str | None:
         return f"there is no CUDA kernel of {operator} yet"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    driver = torch._C._cuda_getDriverVersion()
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     if driver // 1000 < int(build["cuda_version"].partition(".")[0]):
         version = f"{driver // 1000}.{driver % 1000 // 10}"
         return f"the driver is of CUDA {version}, the kernels were built with CUDA {build['cuda_version']}"
