@@ -10,7 +10,7 @@
 
 namespace fairkernels {
 
-constexpr int kSmallThreads = 512;
+constexpr int kSmallThreads = 384;  // 168 registers each: in double 128 are too few
 constexpr int kMostSmallClasses = 64;
 constexpr int64_t kFewSamples = 1024;  // that one block adds up
 constexpr int64_t kMostStretches = 256;
