@@ -16,7 +16,7 @@ namespace fairkernels {
 namespace {
 
 // Whether the elements fill one block of memory, each once, in some order of the dimensions.
-bool dense(const Shape& shape, const Shape& strides) {
+bool fills_memory(const Shape& shape, const Shape& strides) {
   const std::vector<size_t> order = memory_order(strides);
   int64_t expected = 1;
   for (size_t i = order.size(); i-- > 0;) {
@@ -32,7 +32,7 @@ bool dense(const Shape& shape, const Shape& strides) {
 Tensor empty_like(const Tensor& x, Dtype dtype) {
   const Shape shape = shape_of(x);
   const Shape strides = strides_of(x);
-  return empty_strided(shape, dense(shape, strides) ? strides : contiguous_strides(shape), dtype, &x);
+  return empty_strided(shape, fills_memory(shape, strides) ? strides : contiguous_strides(shape), dtype, &x);
 }
 
 template <typename T, typename Real>

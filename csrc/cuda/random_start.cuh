@@ -43,7 +43,7 @@ FK_DEVICE double normal_of(const Uniforms& four, int place) {
 
 // Writes the vector of x moved by `offsets` and clipped.
 template <typename T, typename Real>
-FK_DEVICE void place_vector(const RandomStartTask& task, const VectorPlace<5>& place, const Real (&offsets)[kVector<T>]) {
+FK_DEVICE void place_vector(const RandomStartTask& task, const VectorPlace<6>& place, const Real (&offsets)[kVector<T>]) {
   const ImageVector<T> x = load_vector<T>(task.shape, task.x, place.offset[0], place.count, true);
   Real low[kVector<T>], high[kVector<T>];
   load_parameter(task.shape, task.low, place.offset[3], place.count, low);
@@ -57,8 +57,9 @@ FK_DEVICE void place_vector(const RandomStartTask& task, const VectorPlace<5>& p
 }
 
 template <typename T>
-FK_DEVICE VectorPlace<5> start_place(const RandomStartTask& task, int64_t sample, int64_t vector) {
-  return vector_place<T>(task.shape, sample, vector, task.x, task.out, task.numbers, task.low, task.high);
+FK_DEVICE VectorPlace<6> start_place(const RandomStartTask& task, int64_t sample, int64_t vector) {
+  return vector_place<T>(task.shape, sample, vector, task.x, task.out, task.numbers, task.low, task.high,
+                         task.eps);
 }
 
 template <typename T>
@@ -68,9 +69,9 @@ FK_KERNEL(kImageThreads) random_start_linf(FK_CONSTANT(RandomStartTask) task) {
   if (vector >= vectors_of(task.shape)) {
     return;
   }
-  const VectorPlace<5> place = start_place<T>(task, 0, vector);
+  const VectorPlace<6> place = start_place<T>(task, 0, vector);
   Real eps[kVector<T>], drawn[kVector<T>], offsets[kVector<T>];
-  load_parameter(task.shape, task.eps, vector_place<T>(task.shape, 0, vector, task.eps).offset[0], place.count, eps);
+  load_parameter(task.shape, task.eps, place.offset[5], place.count, eps);
   const int64_t stride = task.numbers.strides[task.shape.dims - 1];
   draw_vector(task.seed, place.offset[2], stride, place.count, drawn, uniform_of);
 #pragma unroll
@@ -82,7 +83,7 @@ FK_KERNEL(kImageThreads) random_start_linf(FK_CONSTANT(RandomStartTask) task) {
 
 // The normal numbers of a vector.
 template <typename T, typename Real>
-FK_DEVICE void draw_direction(const RandomStartTask& task, const VectorPlace<5>& place, Real (&direction)[kVector<T>]) {
+FK_DEVICE void draw_direction(const RandomStartTask& task, const VectorPlace<6>& place, Real (&direction)[kVector<T>]) {
   const int64_t stride = task.numbers.strides[task.shape.dims - 1];
   draw_vector(task.seed, place.offset[2], stride, place.count, direction,
               [](const Uniforms& four, int at) { return static_cast<Real>(normal_of(four, at)); });
@@ -109,7 +110,7 @@ FK_DEVICE void place_part(const RandomStartTask& task, SamplePart part, double s
   const double radius = random_radius(task.seed, part.sample, sample_parameter(task.eps, part.sample), task.elements);
   const Real factor = static_cast<Real>(per_length(squared, radius));
   for (int64_t vector = part.begin + device::thread(); vector < part.end; vector += kSampleThreads) {
-    const VectorPlace<5> place = start_place<T>(task, part.sample, vector);
+    const VectorPlace<6> place = start_place<T>(task, part.sample, vector);
     Real offsets[kVector<T>];
     draw_direction<T>(task, place, offsets);
 #pragma unroll

@@ -5,15 +5,6 @@
 
 namespace fairkernels {
 
-template <typename Real>
-FK_DEVICE Real warp_sum(Real value) {
-#pragma unroll
-  for (int bits = device::kWarp / 2; bits > 0; bits /= 2) {
-    value += device::from_partner(value, bits);
-  }
-  return value;
-}
-
 // Of `lanes` neighbouring lanes, a power of two.
 template <typename Real>
 FK_DEVICE Real lanes_sum(Real value, int lanes) {
@@ -24,7 +15,12 @@ FK_DEVICE Real lanes_sum(Real value, int lanes) {
   return value;
 }
 
-// The same, of the largest value; a NaN is passed over.
+template <typename Real>
+FK_DEVICE Real warp_sum(Real value) {
+  return lanes_sum(value, device::kWarp);
+}
+
+// The largest value of `lanes` neighbouring lanes; a NaN is passed over.
 template <typename Real>
 FK_DEVICE Real lanes_max(Real value, int lanes) {
 #pragma unroll
