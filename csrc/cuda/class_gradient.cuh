@@ -37,35 +37,33 @@ inline int64_t sample_parts(const ClassTask& task) {
 }
 
 // The sum of the class weights of samples [begin, end), the same in all threads of the block.
-template <typename T>
-FK_DEVICE double sum_of_weights(const ClassTask& task, const ClassSamples<T>& samples, int64_t begin, int64_t end) {
+template <typename Real>
+FK_DEVICE double sum_of_weights(const ClassTask& task, const ClassSamples& samples, int64_t begin, int64_t end) {
   double sum = 0;
   for (int64_t b = begin + device::thread(); b < end; b += device::threads()) {
     const int64_t label = class_of(task, samples, b);
     if (label < task.classes) {
-      sum += weight_of(task, samples, b) * class_weight_of(task, samples, label);
+      sum += weight_of<Real>(task, samples, b) * class_weight_of<Real>(task, samples, label);
     }
   }
   return block_sum(sum);
 }
 
-template <typename T>
+template <typename Real>
 FK_KERNEL(kWeightThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, int64_t parts) {
   const int64_t problem = device::block() / parts;
   const int64_t part = device::block() - problem * parts;
-  const ClassSamples<T> samples(task, problem);
-  const double sum = sum_of_weights(task, samples, task.samples * part / parts, task.samples * (part + 1) / parts);
+  const ClassSamples samples(task, problem);
+  const double sum = sum_of_weights<Real>(task, samples, task.samples * part / parts, task.samples * (part + 1) / parts);
   if (device::thread() == 0) {
     static_cast<double*>(task.workspace)[device::block()] = sum;
   }
 }
 
 // What all rows of a problem have in common.
-template <typename T>
+template <typename Real>
 struct ProblemSlopes {
-  using Real = Accumulator<T>;
-
-  const T* grad;          // of the confusion matrix, or of the total; null: 1
+  int64_t grad;           // offset, of that of the confusion matrix or of the total
   const Real* table;      // coefficients
   int64_t width;          // of a row of them
   const Real* counts;     // of soft_confusion
@@ -77,8 +75,8 @@ struct ProblemSlopes {
   Real entropy = 0;       // what a sample's loss is multiplied by, but for its class weight
   Real all_weights = 0;   // of the classes, with label smoothing
 
-  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples<T>& samples_of, int64_t problem, int64_t parts)
-      : grad(static_cast<const T*>(task.grad.data) + (task.grad.data != nullptr ? offset_of(task.grad.at, problem) : 0)),
+  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples& samples_of, int64_t problem, int64_t parts)
+      : grad(task.grad.data != nullptr ? offset_of(task.grad.at, problem) : 0),
         width(task.ignores_absent && task.samples < task.classes ? task.samples : task.classes),
         counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)),
         u(static_cast<const Real*>(task.u) + (task.u != nullptr ? problem * task.classes : 0)),
@@ -94,7 +92,7 @@ struct ProblemSlopes {
       all_counts = block_sum(sum);
     }
     if (task.wants_spectral && !task.divides_u && task.surrogate == Surrogate::kl_all) {
-      samples = sum_of_weights(task, samples_of, 0, task.samples);
+      samples = sum_of_weights<Real>(task, samples_of, 0, task.samples);
     }
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
       double divisor = 1;
@@ -104,35 +102,31 @@ struct ProblemSlopes {
           divisor += static_cast<const double*>(task.workspace)[problem * parts + part];
         }
       } else if (task.mean_of_samples) {
-        divisor = sum_of_weights(task, samples_of, 0, task.samples);
+        divisor = sum_of_weights<Real>(task, samples_of, 0, task.samples);
       }
       entropy = static_cast<Real>(task.ce_weight / divisor);
       if (task.label_smoothing != 0) {
-        all_weights = sum_of_class_weights(task, samples_of);
+        all_weights = sum_of_class_weights<Real>(task, samples_of);
       }
     }
   }
 };
 
 // The derivatives by the rates of a sample's class.
-template <typename T>
+template <typename Real>
 struct RateSlopes {
-  using Real = Accumulator<T>;
-
-  const T* grad = nullptr;      // of the confusion matrix: this row of it
+  bool by_grad = false;         // that of the confusion matrix
+  int64_t grad = 0;             // offset of this row of it
   const Real* table = nullptr;  // else this row of the coefficients
-  int64_t stride = 1;
   ClassSet set;  // where there is one, columns are those of its classes
 };
 
 // What the gradient of one row is made of: p (rates (g - <g, p>) + common) + towards (p - e_y) - by_class w.
-template <typename T>
+template <typename Real>
 struct SampleSlopes {
-  using Real = Accumulator<T>;
-
   int label;
   bool by_rates;  // whether there are any
-  RateSlopes<T> slope;
+  RateSlopes<Real> slope;
   Real rates;
   Real common;
   Real towards;
@@ -140,17 +134,16 @@ struct SampleSlopes {
   Real spectral;  // what the charges are multiplied by, beside v; those by the rates but for `rates`
 };
 
-template <typename T>
-FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>& samples, const ProblemSlopes<T>& problem,
-                                    const ClassSet& set, int64_t b, int label,
-                                    Accumulator<T> inverse_count) {
-  using Real = Accumulator<T>;
-  SampleSlopes<T> slopes{label, false, {}, 0, 0, 0, 0, 0};
-  const Real weight = weight_of(task, samples, b);
+template <typename Real>
+FK_DEVICE SampleSlopes<Real> slopes_of(const ClassTask& task, const ClassSamples& samples,
+                                       const ProblemSlopes<Real>& problem, const ClassSet& set, int64_t b, int label,
+                                       Real inverse_count) {
+  SampleSlopes<Real> slopes{label, false, {}, 0, 0, 0, 0, 0};
+  const Real weight = weight_of<Real>(task, samples, b);
   if (task.confusion_as_logits) {
     slopes.by_rates = true;
+    slopes.slope.by_grad = true;
     slopes.slope.grad = problem.grad + label * task.grad.row_stride;
-    slopes.slope.stride = task.grad.stride;
     slopes.rates = weight;
     if (task.normalize == Normalize::by_all) {
       slopes.rates = divided(weight, static_cast<Real>(problem.all_counts));
@@ -158,7 +151,8 @@ FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>
       slopes.rates = divided(weight, problem.counts[label]);
     }
   } else {
-    const Real unit = problem.grad != nullptr ? weight * widen(*problem.grad) : weight;
+    const bool is_one = task.grad.data == nullptr;
+    const Real unit = is_one ? weight : weight * float_at<Real>(task.grad.data, task.grad.dtype, problem.grad);
     if (task.sym_weight != 0 && task.wants_symmetry) {
       slopes.by_rates = true;
       slopes.slope.table = problem.table + (set ? set.rank(label) : label) * problem.width;
@@ -181,7 +175,7 @@ FK_DEVICE SampleSlopes<T> slopes_of(const ClassTask& task, const ClassSamples<T>
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
       const Real smoothing = static_cast<Real>(task.label_smoothing);
       const Real entropy = unit * problem.entropy;
-      slopes.towards = entropy * class_weight_of(task, samples, label);
+      slopes.towards = entropy * class_weight_of<Real>(task, samples, label);
       if (smoothing != 0) {
         slopes.towards *= 1 - smoothing;
         slopes.by_class = entropy * (smoothing / static_cast<Real>(task.classes));
@@ -213,17 +207,19 @@ struct HeldRow {
 };
 
 // Those by coefficients or the incoming gradient.
-template <typename Layout, typename T>
-FK_DEVICE void load_slopes(const ClassTask& task, const SampleSlopes<T>& slopes, int first, HeldRow<Layout>& held) {
-  const RateSlopes<T>& slope = slopes.slope;
-  if (slope.grad != nullptr) {
-    for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = widen(slope.grad[column * slope.stride]); });
+template <typename Layout, typename Real>
+FK_DEVICE void load_slopes(const ClassTask& task, const SampleSlopes<Real>& slopes, int first, HeldRow<Layout>& held) {
+  const RateSlopes<Real>& slope = slopes.slope;
+  if (slope.by_grad) {
+    for_columns<Layout>(task, first, [&](int e, int column) {
+      held.slope[e] = float_at<Real>(task.grad.data, task.grad.dtype, slope.grad + column * task.grad.stride);
+    });
   } else if (slope.table == nullptr) {
     return;
   } else if (!slope.set) {
-    for_columns<Layout>(first, task.classes, [&](int e, int column) { held.slope[e] = slope.table[column]; });
+    for_columns<Layout>(task, first, [&](int e, int column) { held.slope[e] = slope.table[column]; });
   } else {
-    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+    for_columns<Layout>(task, first, [&](int e, int column) {
       if (slope.set.has(column)) {
         held.slope[e] = slope.table[slope.set.rank(column)];
       }
@@ -231,10 +227,9 @@ FK_DEVICE void load_slopes(const ClassTask& task, const SampleSlopes<T>& slopes,
   }
 }
 
-template <typename Layout, bool kCharges, typename T>
-FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes,
-                         const typename Layout::Real* v, typename Layout::Real own, int first, HeldRow<Layout>& held) {
-  using Real = typename Layout::Real;
+template <typename Layout, bool kCharges, typename Real>
+FK_DEVICE void load_held(const ClassTask& task, int64_t row, const SampleSlopes<Real>& slopes, const Real* v, Real own,
+                         int first, HeldRow<Layout>& held) {
   load_logits<Layout>(task, row, first, held.z);
 #pragma unroll
   for (int e = 0; e < Layout::kHeld; ++e) {
@@ -244,7 +239,7 @@ FK_DEVICE void load_held(const ClassTask& task, const T* row, const SampleSlopes
   if (slopes.spectral == 0 || !is_by_rates(task.surrogate)) {
     return;
   }
-  for_columns<Layout>(first, task.classes, [&](int e, int column) {
+  for_columns<Layout>(task, first, [&](int e, int column) {
     if (column != slopes.label) {
       const Real gate = kCharges && task.surrogate == Surrogate::gated ? gate_of(task, held.z[e], own) : Real(1);
       held.slope[e] += slopes.spectral * (gate * v[column]);
@@ -264,9 +259,9 @@ FK_DEVICE typename Layout::Real slope_where(const HeldRow<Layout>& held, typenam
 
 // Of exponentials: adds what this thread holds to the sums that need the slope at the top.
 template <typename Layout>
-FK_DEVICE void add_held(const HeldRow<Layout>& held, int first, int classes, int label,
+FK_DEVICE void add_held(const ClassTask& task, const HeldRow<Layout>& held, int first, int label,
                         GradientSums<typename Layout::Real>& sums) {
-  for_columns<Layout>(first, classes, [&](int e, int column) {
+  for_columns<Layout>(task, first, [&](int e, int column) {
     sums.mean += held.z[e] * (held.slope[e] - sums.slope_at_top);
     sums.others += column == label ? 0 : held.z[e];
   });
@@ -287,17 +282,15 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_held(const ClassTask& task
   sums.slope_at_top = Members::max(slope_where(held, top));
   sums.top = finite_top(top);
   sums.total = Members::sum(to_exps(sums.top, held.z));
-  add_held(held, 0, task.classes, label, sums);
+  add_held(task, held, 0, label, sums);
   finish<Layout>(sums);
   return sums;
 }
 
 // Of a row that is held piece by piece.
-template <typename Layout, bool kCharges, typename T>
-FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& task, const T* row, const SampleSlopes<T>& slopes,
-                                                             const typename Layout::Real* v, typename Layout::Real own,
-                                                             HeldRow<Layout>& held) {
-  using Real = typename Layout::Real;
+template <typename Layout, bool kCharges, typename Real>
+FK_DEVICE GradientSums<Real> sums_of_pieces(const ClassTask& task, int64_t row, const SampleSlopes<Real>& slopes,
+                                            const Real* v, Real own, HeldRow<Layout>& held) {
   using Members = typename Layout::Members;
   GradientSums<Real> sums{};
   Real top = -kInfinity<Real>;
@@ -319,18 +312,16 @@ FK_DEVICE GradientSums<typename Layout::Real> sums_of_pieces(const ClassTask& ta
   for (int first = 0; first < task.classes; first += Layout::kColumns) {
     load_held<Layout, kCharges>(task, row, slopes, v, own, first, held);
     to_exps(sums.top, held.z);
-    add_held(held, first, task.classes, slopes.label, sums);
+    add_held(task, held, first, slopes.label, sums);
   }
   finish<Layout>(sums);
   return sums;
 }
 
 // What charges add that do not go through the rates: "kl-all" more `towards`, "kl" the softmax of the raised logits.
-template <typename Layout, bool kPieces, typename T>
-FK_DEVICE Rival<typename Layout::Real> charge_slopes(const ClassTask& task, const T* row, typename Layout::Real own,
-                                                     const typename Layout::Real* v, const GradientSums<typename Layout::Real>& sums,
-                                                     typename Layout::Real (&z)[Layout::kHeld], SampleSlopes<T>& slopes) {
-  using Real = typename Layout::Real;
+template <typename Layout, bool kPieces, typename Real>
+FK_DEVICE Rival<Real> charge_slopes(const ClassTask& task, int64_t row, Real own, const Real* v,
+                                    const GradientSums<Real>& sums, Real (&z)[Layout::kHeld], SampleSlopes<Real>& slopes) {
   Rival<Real> rival{};
   if (task.surrogate == Surrogate::kl) {
     rival = find_rival<Layout, kPieces>(task, row, slopes.label, own, z);
@@ -342,7 +333,7 @@ FK_DEVICE Rival<typename Layout::Real> charge_slopes(const ClassTask& task, cons
       if constexpr (kPieces) {
         load_logits<Layout>(task, row, first, z);
       }
-      for_columns<Layout>(first, task.classes, [&](int e, int column) {
+      for_columns<Layout>(task, first, [&](int e, int column) {
         const Real exp = task.margin == 0 ? Real(0) : std::exp(z[e] - sums.top);
         hit += column != slopes.label && is_hit(task, charges, z[e], exp) ? v[column] : Real(0);
       });
@@ -353,14 +344,12 @@ FK_DEVICE Rival<typename Layout::Real> charge_slopes(const ClassTask& task, cons
 }
 
 // Exponentials become the gradient.
-template <typename Layout, bool kCharges, typename T>
-FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<typename Layout::Real>& weights,
-                           const SampleSlopes<T>& slopes, const GradientSums<typename Layout::Real>& sums,
-                           const Rival<typename Layout::Real>& rival, const typename Layout::Real (&z)[Layout::kHeld],
+template <typename Layout, bool kCharges, typename Real>
+FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<Real>& weights, const SampleSlopes<Real>& slopes,
+                           const GradientSums<Real>& sums, const Rival<Real>& rival, const Real (&z)[Layout::kHeld],
                            int first, HeldRow<Layout>& held) {
-  using Real = typename Layout::Real;
   const Real inverse = 1 / sums.total;
-  for_columns<Layout>(first, task.classes, [&](int e, int column) {
+  for_columns<Layout>(task, first, [&](int e, int column) {
     const Real rate = held.z[e] * inverse;
     const Real relative = (held.slope[e] - sums.slope_at_top) - sums.mean;
     Real gradient = slopes.by_rates ? rate * (slopes.rates * relative + slopes.common) : rate * slopes.common;
@@ -377,8 +366,8 @@ FK_DEVICE void to_gradient(const ClassTask& task, const StagedWeights<typename L
 }
 
 // How many samples a class has, found by a team.
-template <typename Members, typename T>
-FK_DEVICE int samples_of_class(const ClassTask& task, const ClassSamples<T>& samples, int label) {
+template <typename Members>
+FK_DEVICE int samples_of_class(const ClassTask& task, const ClassSamples& samples, int label) {
   int count = 0;
   for (int64_t b = Members::rank(); b < task.samples; b += Members::kSize) {
     count += class_of(task, samples, b) == label ? 1 : 0;
@@ -395,36 +384,36 @@ FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
 
 template <typename Layout, bool kPieces, bool kCharges>
 FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
-  using T = typename Layout::Type;
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   const int64_t problem = device::block() / shape.blocks;
   const int64_t begin = (device::block() - problem * shape.blocks) * shape.rows;
   const int64_t end = begin + shape.rows < task.samples ? begin + shape.rows : task.samples;
-  const ClassSamples<T> samples(task, problem);
-  const ProblemSlopes<T> common(task, samples, problem, shape.parts);
+  const ClassSamples samples(task, problem);
+  const ProblemSlopes<Real> common(task, samples, problem, shape.parts);
   const bool compact = task.wants_symmetry && task.sym_weight != 0 && task.samples < task.classes;
   Real* staged = device::shared_memory<Real>();
   const ClassSet set =
       compact ? ClassSet(task, samples, reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task))) : ClassSet();
   const StagedWeights<Real> all = kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, staged);
-  T* out = static_cast<T*>(task.gradient) + problem * task.samples * task.classes;
+  const int64_t out = problem * task.samples * task.classes;
 
   for (int64_t turn = begin; turn < end; turn += Members::count()) {
     const bool inside = turn + Members::number() < end;
     const int64_t b = inside ? turn + Members::number() : begin;
     const int label = class_of(task, samples, b);
     const bool counts = label != task.classes;
-    const T* row = samples.logits + b * task.logits.row_stride;
+    const int64_t row = samples.logits + b * task.logits.row_stride;
     Real inverse_count = 1;
     if (task.wants_spectral && !task.divides_u) {
-      const Real count = task.surrogate == Surrogate::kl_all ? static_cast<Real>(common.samples)
-                                                             : static_cast<Real>(samples_of_class<Members>(task, samples, label));
+      const Real count = task.surrogate == Surrogate::kl_all
+                             ? static_cast<Real>(common.samples)
+                             : static_cast<Real>(samples_of_class<Members>(task, samples, label));
       inverse_count = divided(Real(1), count);
     }
-    SampleSlopes<T> slopes =
-        counts ? slopes_of(task, samples, common, set, b, label, inverse_count) : SampleSlopes<T>{label, false};
-    const Real own = counts ? logit_at(task, row, label) : Real(0);
+    SampleSlopes<Real> slopes =
+        counts ? slopes_of(task, samples, common, set, b, label, inverse_count) : SampleSlopes<Real>{label, false};
+    const Real own = counts ? logit_at<Real>(task, row, label) : Real(0);
     HeldRow<Layout> held{};
     Real z[Layout::kHeld] = {};
     if constexpr (!kPieces) {
@@ -446,7 +435,7 @@ FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gra
         held = {};
       }
       if (inside) {
-        store_row<Layout>(held.z, 0, task.classes, out + b * task.classes);
+        store_gradient<Layout>(task, held.z, out + b * task.classes, 0);
       }
     } else {
       GradientSums<Real> sums{};
@@ -469,7 +458,7 @@ FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gra
           const auto weights = stage_weights(task, samples, first, Layout::kColumns, staged);
           to_gradient<Layout, kCharges>(task, weights, slopes, sums, rival, z, first, held);
         }
-        store_row<Layout>(held.z, first, task.classes, out + b * task.classes);
+        store_gradient<Layout>(task, held.z, out + b * task.classes, first);
       }
     }
   }
@@ -482,39 +471,40 @@ int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const int64_t turns = compact || divides_by_samples(task) ? 4 : 1;
   const int64_t rows = teams * turns;
   const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task)};
-  const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + (compact ? class_set_bytes(task.classes) : 0);
-  return device::launch(class_gradient<Layout, kPieces, kCharges>, {task.problems * shape.blocks, Layout::kBlockThreads, bytes}, stream, task,
-                        shape);
+  const size_t set = compact ? class_set_bytes(task.classes) : 0;
+  const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + set;
+  const device::Grid grid{task.problems * shape.blocks, Layout::kBlockThreads, bytes};
+  return device::launch(class_gradient<Layout, kPieces, kCharges>, grid, stream, task, shape);
 }
 
-template <typename T, bool kCharges>
+template <typename Real, bool kCharges>
 int launch_class_gradient_of(const ClassTask& task, void* stream) {
-  if (task.classes <= ShortRow<T>::kColumns) {
-    return launch_class_gradient_with<ShortRow<T>, false, kCharges>(task, stream);
+  if (task.classes <= ShortRow<Real>::kColumns) {
+    return launch_class_gradient_with<ShortRow<Real>, false, kCharges>(task, stream);
   }
-  if (task.classes <= WarpRow<T>::kColumns) {
-    return launch_class_gradient_with<WarpRow<T>, false, kCharges>(task, stream);
+  if (task.classes <= WarpRow<Real>::kColumns) {
+    return launch_class_gradient_with<WarpRow<Real>, false, kCharges>(task, stream);
   }
-  if (task.classes <= BlockRow<T>::kColumns) {
-    return launch_class_gradient_with<BlockRow<T>, false, kCharges>(task, stream);
+  if (task.classes <= BlockRow<Real>::kColumns) {
+    return launch_class_gradient_with<BlockRow<Real>, false, kCharges>(task, stream);
   }
-  if (task.classes <= LongRow<T>::kColumns) {
-    return launch_class_gradient_with<LongRow<T>, false, kCharges>(task, stream);
+  if (task.classes <= LongRow<Real>::kColumns) {
+    return launch_class_gradient_with<LongRow<Real>, false, kCharges>(task, stream);
   }
-  return launch_class_gradient_with<LongRow<T>, true, kCharges>(task, stream);
+  return launch_class_gradient_with<LongRow<Real>, true, kCharges>(task, stream);
 }
 
-template <typename T>
+template <typename Real>
 int launch_class_gradient(const ClassTask& task, void* stream) {
   const int64_t parts = sample_parts(task);
   if (parts > 0) {
-    const int error = device::launch(class_weight_sums<T>, {task.problems * parts, kWeightThreads}, stream, task, parts);
+    const int error = device::launch(class_weight_sums<Real>, {task.problems * parts, kWeightThreads}, stream, task, parts);
     if (error != 0) {
       return error;
     }
   }
-  return has_charges(task) && task.spec_weight != 0 ? launch_class_gradient_of<T, true>(task, stream)
-                                                    : launch_class_gradient_of<T, false>(task, stream);
+  return has_charges(task) && task.spec_weight != 0 ? launch_class_gradient_of<Real, true>(task, stream)
+                                                    : launch_class_gradient_of<Real, false>(task, stream);
 }
 
 }  // namespace fairkernels

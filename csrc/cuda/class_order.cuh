@@ -22,12 +22,10 @@ inline int64_t order_blocks(const ClassTask& task) {
 }
 
 // Sorts as (class, place) does.
-template <typename T>
-FK_DEVICE int64_t key_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t b) {
+FK_DEVICE int64_t key_of(const ClassTask& task, const ClassSamples& samples, int64_t b) {
   return class_of(task, samples, b) * task.samples + b;
 }
 
-template <typename T>
 FK_KERNEL(kOrderThreads) class_order(FK_CONSTANT(ClassTask) task, ClassOrderTables tables, int64_t blocks) {
   using Keys = int64_t[kKeys];
   using Counts = int64_t[kOrderThreads / device::kWarp][kQueries];
@@ -36,7 +34,7 @@ FK_KERNEL(kOrderThreads) class_order(FK_CONSTANT(ClassTask) task, ClassOrderTabl
   const int64_t problem = device::block() / blocks;
   const int lane = device::thread() % device::kWarp;
   const int warp = device::thread() / device::kWarp;
-  const ClassSamples<T> samples(task, problem);
+  const ClassSamples samples(task, problem);
   const int64_t query = (device::block() - problem * blocks) * kQueries + lane;
   const int64_t own = query < task.samples ? key_of(task, samples, query) : (query - task.samples) * task.samples;
 
@@ -70,10 +68,9 @@ FK_KERNEL(kOrderThreads) class_order(FK_CONSTANT(ClassTask) task, ClassOrderTabl
   }
 }
 
-template <typename T>
-int launch_class_order(const ClassTask& task, const ClassOrderTables& tables, void* stream) {
+inline int launch_class_order(const ClassTask& task, const ClassOrderTables& tables, void* stream) {
   const int64_t blocks = order_blocks(task);
-  return device::launch(class_order<T>, {task.problems * blocks, kOrderThreads}, stream, task, tables, blocks);
+  return device::launch(class_order, {task.problems * blocks, kOrderThreads}, stream, task, tables, blocks);
 }
 
 }  // namespace fairkernels

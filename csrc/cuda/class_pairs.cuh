@@ -134,9 +134,8 @@ FK_DEVICE double active_classes(const ClassTask& task, const SumShape& shape, co
   return block_sum(active);
 }
 
-template <typename T>
+template <typename Real>
 FK_KERNEL(kPairThreads) class_pairs(FK_CONSTANT(ClassTask) task, SumShape shape) {
-  using Real = Accumulator<T>;
   FK_SHARED(PairTiles<Real>, tiles);
   const int64_t number = device::block() / shape.pair_blocks;
   const int64_t block = device::block() - number * shape.pair_blocks;
@@ -145,7 +144,7 @@ FK_KERNEL(kPairThreads) class_pairs(FK_CONSTANT(ClassTask) task, SumShape shape)
   const SumWorkspace<Real> workspace(task, shape);
   const bool by_class = shape.compact && !task.ignores_absent;
   const ClassSet set =
-      by_class ? ClassSet(task, ClassSamples<T>(task, number), device::shared_memory<unsigned>()) : ClassSet();
+      by_class ? ClassSet(task, ClassSamples(task, number), device::shared_memory<unsigned>()) : ClassSet();
   PairProblem<Real> problem{};
   problem.rates = static_cast<Real*>(task.coefficients) + number * shape.rows * shape.width;
   problem.counts = workspace.counts + number * shape.rows;
@@ -185,14 +184,13 @@ FK_DEVICE double sum_of(const double* numbers, int64_t n) {
 }
 
 // The left singular vector by class: 0, or NaN, for those that do not occur.
-template <typename T>
+template <typename Real>
 FK_DEVICE void put_left(const ClassTask& task, const SumShape& shape, int64_t problem,
-                        const SumWorkspace<Accumulator<T>>& workspace) {
-  using Real = Accumulator<T>;
+                        const SumWorkspace<Real>& workspace) {
   Real* u = static_cast<Real*>(task.u) + problem * task.classes;
   const bool compact = task.wants_spectral && shape.compact;
   const ClassSet set =
-      compact ? ClassSet(task, ClassSamples<T>(task, problem), device::shared_memory<unsigned>()) : ClassSet();
+      compact ? ClassSet(task, ClassSamples(task, problem), device::shared_memory<unsigned>()) : ClassSet();
   double all = 0;
   if (task.wants_spectral && task.surrogate == Surrogate::kl_all) {
     all = sum_of(workspace.sizes + problem * shape.slots, shape.slots);
@@ -215,9 +213,8 @@ FK_DEVICE void put_left(const ClassTask& task, const SumShape& shape, int64_t pr
 }
 
 // The terms from what the classes and squares add up to. A block has a problem.
-template <typename T>
+template <typename Real>
 FK_KERNEL(kPairThreads) class_terms_of_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
-  using Real = Accumulator<T>;
   const int64_t problem = device::block();
   const SumWorkspace<Real> workspace(task, shape);
   double entropy = 0;
@@ -232,10 +229,10 @@ FK_KERNEL(kPairThreads) class_terms_of_sums(FK_CONSTANT(ClassTask) task, SumShap
   }
   const double sigma = task.wants_spectral ? static_cast<double>(workspace.sigma[problem]) : 0;
   if (device::thread() == 0) {
-    put_values<T>(task, problem, entropy, gap, sigma);
+    put_values<Real>(task, problem, entropy, gap, sigma);
   }
   if (task.u != nullptr) {
-    put_left<T>(task, shape, problem, workspace);
+    put_left<Real>(task, shape, problem, workspace);
   }
 }
 
@@ -268,10 +265,10 @@ SpectralNormTask spectrum_of(const ClassTask& task, const SumShape& shape, const
 }
 
 // Bytes of the workspace with the scratch memory of the spectral norm.
-template <typename T>
+template <typename Real>
 int64_t class_terms_large_bytes(const ClassTask& task) {
-  const SumShape shape = sum_shape<T>(task);
-  const SumWorkspace<Accumulator<T>> workspace(task, shape);
+  const SumShape shape = sum_shape<Real>(task);
+  const SumWorkspace<Real> workspace(task, shape);
   if (!task.wants_spectral) {
     return workspace.bytes;
   }
@@ -279,21 +276,21 @@ int64_t class_terms_large_bytes(const ClassTask& task) {
   return scratch_begin(workspace.bytes) + 8 * fk_spectral_norm_scratch(&norm);
 }
 
-template <typename T>
+template <typename Real>
 int launch_class_terms_large(const ClassTask& task, void* stream) {
-  const SumShape shape = sum_shape<T>(task);
-  int error = launch_class_sums<T>(task, shape, stream);
+  const SumShape shape = sum_shape<Real>(task);
+  int error = launch_class_sums<Real>(task, shape, stream);
   if (error == 0 && task.wants_symmetry) {
     const size_t bytes = shape.compact && !task.ignores_absent ? class_set_bytes(task.classes) : 0;
-    error = device::launch(class_pairs<T>, {task.problems * shape.pair_blocks, kPairThreads, bytes}, stream, task, shape);
+    error = device::launch(class_pairs<Real>, {task.problems * shape.pair_blocks, kPairThreads, bytes}, stream, task, shape);
   }
   if (error == 0 && task.wants_spectral) {
-    const SpectralNormTask norm = spectrum_of(task, shape, SumWorkspace<Accumulator<T>>(task, shape));
+    const SpectralNormTask norm = spectrum_of(task, shape, SumWorkspace<Real>(task, shape));
     error = fk_spectral_norm(&norm, stream);
   }
   if (error == 0 && task.total != nullptr) {
     const size_t bytes = task.wants_spectral && shape.compact ? class_set_bytes(task.classes) : 0;
-    error = device::launch(class_terms_of_sums<T>, {task.problems, kPairThreads, bytes}, stream, task, shape);
+    error = device::launch(class_terms_of_sums<Real>, {task.problems, kPairThreads, bytes}, stream, task, shape);
   }
   return error;
 }

@@ -35,34 +35,29 @@ FK_DEVICE void add_exactly(Real term, Real& sum, Real& lost) {
 
 // ---- The samples of one problem
 
-template <typename T>
 struct ClassSamples {
-  using Real = Accumulator<T>;
-
-  const T* logits;
   const int64_t* labels;
-  int64_t sample_weight;  // offsets
+  int64_t logits;  // offsets
+  int64_t sample_weight;
   int64_t weight;
 
   FK_DEVICE ClassSamples(const ClassTask& task, int64_t problem)
-      : logits(static_cast<const T*>(task.logits.data) + offset_of(task.logits.at, problem)),
-        labels(static_cast<const int64_t*>(task.labels.data) + offset_of(task.labels.at, problem)),
+      : labels(static_cast<const int64_t*>(task.labels.data) + offset_of(task.labels.at, problem)),
+        logits(offset_of(task.logits.at, problem)),
         sample_weight(task.sample_weight.data != nullptr ? offset_of(task.sample_weight.at, problem) : 0),
         weight(task.weight.data != nullptr ? offset_of(task.weight.at, problem) : 0) {}
 };
 
 // K for a sample that is ignored, 0 for a label that is no class: its weight says so.
-template <typename T>
-FK_DEVICE int class_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t b) {
+FK_DEVICE int class_of(const ClassTask& task, const ClassSamples& samples, int64_t b) {
   const int64_t label = samples.labels[b * task.labels.stride];
   const bool known = label >= 0 && label < task.classes;
   return label == task.ignore_index ? task.classes : (known ? static_cast<int>(label) : 0);
 }
 
 // The weight of a sample that is not ignored; NaN if its label is no class, so that no result of its is a number.
-template <typename T>
-FK_DEVICE Accumulator<T> weight_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t b) {
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_DEVICE Real weight_of(const ClassTask& task, const ClassSamples& samples, int64_t b) {
   const int64_t label = samples.labels[b * task.labels.stride];
   if (label < 0 || label >= task.classes) {
     return kNan<Real>;
@@ -72,9 +67,8 @@ FK_DEVICE Accumulator<T> weight_of(const ClassTask& task, const ClassSamples<T>&
                                  : element_at<Real>(weights.data, weights.dtype, samples.sample_weight + b * weights.stride);
 }
 
-template <typename T>
-FK_DEVICE Accumulator<T> class_weight_of(const ClassTask& task, const ClassSamples<T>& samples, int label) {
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_DEVICE Real class_weight_of(const ClassTask& task, const ClassSamples& samples, int label) {
   return task.weight.data == nullptr
              ? Real(1)
              : element_at<Real>(task.weight.data, task.weight.dtype, samples.weight + label * task.weight.stride);
@@ -111,48 +105,45 @@ struct Team {
   }
 };
 
-// How rows lie in the registers of their teams: each thread has kVectors times 16 bytes of the logits, or a piece of the
-// row is held so.
-template <typename T, int kThreads, int kHeldAtLeast>
+// Rows of up to 64 classes (32 in double) are held by 8 lanes, of up to 256 (128) by a warp, of up to 1,024 (512) by a
+// small block, of up to 2,048 (1,024) by a large one; longer ones piece by piece. A thread has 8 columns (4): more would
+// not leave a kernel the registers it needs. One kernel serves all types that it computes in the same.
+template <typename Number, int kThreads>
 struct RowLayout {
-  using Type = T;
-  using Real = Accumulator<T>;
+  using Real = Number;
   using Members = Team<kThreads>;
-  static constexpr int kVectors = kHeldAtLeast < kVector<T> ? 1 : kHeldAtLeast / kVector<T>;
-  static constexpr int kHeld = kVectors * kVector<T>;  // by a thread
-  static constexpr int kStep = kThreads * kVector<T>;  // columns from one vector of a thread to the next
-  static constexpr int kColumns = kVectors * kStep;    // of the row or piece
+  static constexpr int kHeld = std::is_same_v<Real, double> ? 4 : 8;  // by a thread
+  static constexpr int kColumns = kThreads * kHeld;                   // of the row or piece
   static constexpr bool kBlock = kThreads > device::kWarp;
   static constexpr int kBlockThreads = kBlock ? kThreads : 256;
 };
 
-// 8 elements of a row in a thread, 4 in double: more would not leave a kernel the registers it needs. Rows of up to 64
-// classes (32 in double) are held by 8 lanes, of up to 256 (128) by a warp, of up to 1,024 (512) by a small block, of up to
-// 2,048 (1,024) by a large one; longer ones piece by piece.
-template <typename T>
-constexpr int kElements = std::is_same_v<T, double> ? 4 : 8;
+template <typename Real>
+using ShortRow = RowLayout<Real, 8>;
+template <typename Real>
+using WarpRow = RowLayout<Real, device::kWarp>;
+template <typename Real>
+using BlockRow = RowLayout<Real, 128>;
+template <typename Real>
+using LongRow = RowLayout<Real, 256>;
 
-template <typename T>
-using ShortRow = RowLayout<T, 8, kElements<T>>;
-template <typename T>
-using WarpRow = RowLayout<T, device::kWarp, kElements<T>>;
-template <typename T>
-using BlockRow = RowLayout<T, 128, kElements<T>>;
-template <typename T>
-using LongRow = RowLayout<T, 256, kElements<T>>;
+// The column, counted from the first, of what a thread holds in place `e`. Threads have those that they can read in one
+// access: 16 bytes of one are next to those of the next.
+template <typename Layout>
+FK_DEVICE int column_of(Dtype dtype, int e) {
+  constexpr int kPart = kVector<typename Layout::Real>;
+  const int rank = Layout::Members::rank();
+  return is_half(dtype) ? rank * Layout::kHeld + e : (e / kPart * Layout::Members::kSize + rank) * kPart + e % kPart;
+}
 
 // Calls visit(e, column) for the columns of a row that a thread holds, its piece beginning at column `first`.
 template <typename Layout, typename Visit>
-FK_DEVICE void for_columns(int first, int classes, const Visit& visit) {
-  constexpr int kWide = kVector<typename Layout::Type>;
+FK_DEVICE void for_columns(const ClassTask& task, int first, const Visit& visit) {
 #pragma unroll
-  for (int i = 0; i < Layout::kVectors; ++i) {
-    const int column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
-#pragma unroll
-    for (int e = 0; e < kWide; ++e) {
-      if (column + e < classes) {
-        visit(i * kWide + e, column + e);
-      }
+  for (int e = 0; e < Layout::kHeld; ++e) {
+    const int column = first + column_of<Layout>(task.logits.dtype, e);
+    if (column < task.classes) {
+      visit(e, column);
     }
   }
 }
@@ -163,79 +154,79 @@ FK_DEVICE bool is_wide(const T* row, int64_t stride) {
   return stride == 1 && reinterpret_cast<uintptr_t>(row) % 16 == 0;
 }
 
-// The logits of a row from column `first` on, divided by the temperature; -inf beyond the classes.
-template <typename Layout>
-FK_DEVICE void load_logits(const ClassTask& task, const typename Layout::Type* row, int first,
-                           typename Layout::Real (&z)[Layout::kHeld]) {
-  using T = typename Layout::Type;
-  using Real = typename Layout::Real;
-  constexpr int kWide = kVector<T>;
-  const int64_t stride = task.logits.stride;
-  const bool wide = is_wide(row, stride);
-  const int classes = task.classes;
-  const bool heated = task.temperature != 1;
-  const Real temperature = static_cast<Real>(task.temperature);
+// Calls visit(e, column, wide) for what a thread reads or writes of a row in one access if `wide`, else one by one.
+template <typename Layout, typename T, typename Visit>
+FK_DEVICE void for_accesses(const ClassTask& task, int first, bool aligned, const Visit& visit) {
 #pragma unroll
-  for (int i = 0; i < Layout::kVectors; ++i) {
-    const int column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
-    T element[kWide];
-    if (wide && column + kWide <= classes) {
+  for (int e = 0; e < Layout::kHeld; e += kVector<T>) {
+    const int column = first + column_of<Layout>(task.logits.dtype, e);
+    visit(e, column, aligned && column + kVector<T> <= task.classes);
+  }
+}
+
+template <typename Layout, typename T>
+FK_DEVICE void load_row(const ClassTask& task, const T* row, int first, typename Layout::Real (&z)[Layout::kHeld]) {
+  using Real = typename Layout::Real;
+  const int64_t stride = task.logits.stride;
+  for_accesses<Layout, T>(task, first, is_wide(row, stride), [&](int at, int column, bool wide) {
+    T element[kVector<T>];
+    if (wide) {
       const device::Bytes16 bytes = device::load16(row + column);
       memcpy(element, &bytes, sizeof(element));
-#pragma unroll
-      for (int e = 0; e < kWide; ++e) {
-        z[i * kWide + e] = widen(element[e]);
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < kWide; ++e) {
-        const bool there = column + e < classes;
-        z[i * kWide + e] = there ? widen(row[(column + e) * stride]) : -kInfinity<Real>;
-      }
     }
-    if (heated) {
 #pragma unroll
-      for (int e = 0; e < kWide; ++e) {
-        z[i * kWide + e] = z[i * kWide + e] / temperature;
-      }
+    for (int e = 0; e < kVector<T>; ++e) {
+      const bool there = column + e < task.classes;
+      z[at + e] = wide ? widen(element[e]) : (there ? widen(row[(column + e) * stride]) : -kInfinity<Real>);
+    }
+  });
+}
+
+// The logits of a row, which begins at `row`, from column `first` on, divided by the temperature; -inf beyond the classes.
+template <typename Layout>
+FK_DEVICE void load_logits(const ClassTask& task, int64_t row, int first, typename Layout::Real (&z)[Layout::kHeld]) {
+  using Real = typename Layout::Real;
+  with_type_computed_in<Real>(task.logits.dtype, [&](auto type) {
+    load_row<Layout>(task, static_cast<const decltype(type)*>(task.logits.data) + row, first, z);
+  });
+  if (task.temperature != 1) {
+    const Real temperature = static_cast<Real>(task.temperature);
+#pragma unroll
+    for (int e = 0; e < Layout::kHeld; ++e) {
+      z[e] = z[e] / temperature;
     }
   }
 }
 
-template <typename T>
-FK_DEVICE Accumulator<T> logit_at(const ClassTask& task, const T* row, int column) {
-  const Accumulator<T> z = widen(row[column * task.logits.stride]);
-  return task.temperature != 1 ? z / static_cast<Accumulator<T>>(task.temperature) : z;
+template <typename Real>
+FK_DEVICE Real logit_at(const ClassTask& task, int64_t row, int column) {
+  const Real z = float_at<Real>(task.logits.data, task.logits.dtype, row + column * task.logits.stride);
+  return task.temperature != 1 ? z / static_cast<Real>(task.temperature) : z;
 }
 
-// Writes a row, contiguous, from column `first` on.
+// Writes a row of the gradient, contiguous, from column `first` on.
 template <typename Layout>
-FK_DEVICE void store_row(const typename Layout::Real (&values)[Layout::kHeld], int first, int classes,
-                         typename Layout::Type* row) {
-  using T = typename Layout::Type;
-  constexpr int kWide = kVector<T>;
-  const bool wide = is_wide(row, 1);
+FK_DEVICE void store_gradient(const ClassTask& task, const typename Layout::Real (&values)[Layout::kHeld], int64_t row,
+                              int first) {
+  with_type_computed_in<typename Layout::Real>(task.logits.dtype, [&](auto type) {
+    using T = decltype(type);
+    T* to = static_cast<T*>(task.gradient) + row;
+    for_accesses<Layout, T>(task, first, is_wide(to, 1), [&](int at, int column, bool wide) {
+      T element[kVector<T>];
 #pragma unroll
-  for (int i = 0; i < Layout::kVectors; ++i) {
-    const int column = first + i * Layout::kStep + Layout::Members::rank() * kWide;
-    T element[kWide];
-#pragma unroll
-    for (int e = 0; e < kWide; ++e) {
-      element[e] = narrow(values[i * kWide + e], T{});
-    }
-    if (wide && column + kWide <= classes) {
-      device::Bytes16 bytes;
-      memcpy(&bytes, element, sizeof(bytes));
-      device::store16_once(row + column, bytes);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kWide; ++e) {
-        if (column + e < classes) {
-          row[column + e] = element[e];
+      for (int e = 0; e < kVector<T>; ++e) {
+        element[e] = narrow(values[at + e], T{});
+        if (!wide && column + e < task.classes) {
+          to[column + e] = element[e];
         }
       }
-    }
-  }
+      if (wide) {
+        device::Bytes16 bytes;
+        memcpy(&bytes, element, sizeof(bytes));
+        device::store16_once(to + column, bytes);
+      }
+    });
+  });
 }
 
 // ---- Class weights, where smoothing needs those of all columns
@@ -254,28 +245,28 @@ struct StagedWeights {
 };
 
 // All threads of a block come; `memory` has room for `count`.
-template <typename T>
-FK_DEVICE StagedWeights<Accumulator<T>> stage_weights(const ClassTask& task, const ClassSamples<T>& samples, int first,
-                                                      int count, Accumulator<T>* memory) {
+template <typename Real>
+FK_DEVICE StagedWeights<Real> stage_weights(const ClassTask& task, const ClassSamples& samples, int first,
+                                                      int count, Real* memory) {
   if (!stages_weights(task)) {
     return {nullptr, 0};
   }
   device::barrier();  // what was staged before has been read
   for (int i = device::thread(); i < count && first + i < task.classes; i += device::threads()) {
-    memory[i] = class_weight_of(task, samples, first + i);
+    memory[i] = class_weight_of<Real>(task, samples, first + i);
   }
   device::barrier();
   return {memory, first};
 }
 
 // The same in all threads of the block.
-template <typename T>
-FK_DEVICE Accumulator<T> sum_of_class_weights(const ClassTask& task, const ClassSamples<T>& samples) {
+template <typename Real>
+FK_DEVICE Real sum_of_class_weights(const ClassTask& task, const ClassSamples& samples) {
   double sum = 0;
   for (int label = device::thread(); label < task.classes; label += device::threads()) {
-    sum += class_weight_of(task, samples, label);
+    sum += class_weight_of<Real>(task, samples, label);
   }
-  return static_cast<Accumulator<T>>(block_sum(sum));
+  return static_cast<Real>(block_sum(sum));
 }
 
 // ---- Softmax

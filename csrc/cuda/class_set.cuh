@@ -22,8 +22,7 @@ class ClassSet {
   FK_DEVICE explicit operator bool() const { return words_ != 0; }
 
   // All threads of a block come, once.
-  template <typename T>
-  FK_DEVICE ClassSet(const ClassTask& task, const ClassSamples<T>& samples, unsigned* memory)
+  FK_DEVICE ClassSet(const ClassTask& task, const ClassSamples& samples, unsigned* memory)
       : words_((task.classes + device::kWarp - 1) / device::kWarp), bits_(memory), before_(memory + words_) {
     for (int word = device::thread(); word < words_; word += device::threads()) {
       bits_[word] = 0;

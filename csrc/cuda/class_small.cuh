@@ -16,9 +16,9 @@ constexpr int64_t kFewSamples = 1024;  // that one block adds up
 constexpr int64_t kMostStretches = 256;
 constexpr int64_t kSmallBytes = 92 << 10;  // of a block: sums, and the rates of the rows that are worked on together
 
-template <typename T>
+template <typename Real>
 bool has_few_classes(const ClassTask& task) {
-  return task.classes <= ShortRow<T>::kColumns;
+  return task.classes <= ShortRow<Real>::kColumns;
 }
 
 // How the samples of a problem are divided: among blocks, and within a block into chunks, rows whose rates are kept.
@@ -105,10 +105,11 @@ struct SmallSlots {
 
 // What this thread adds to the sum over k of w_k (top - z_k).
 template <typename Layout>
-FK_DEVICE typename Layout::Real weighted_drop(const StagedWeights<typename Layout::Real>& weights, int first, int classes,
-                                              typename Layout::Real top, const typename Layout::Real (&z)[Layout::kHeld]) {
+FK_DEVICE typename Layout::Real weighted_drop(const ClassTask& task, const StagedWeights<typename Layout::Real>& weights,
+                                              int first, typename Layout::Real top,
+                                              const typename Layout::Real (&z)[Layout::kHeld]) {
   typename Layout::Real drop = 0;
-  for_columns<Layout>(first, classes, [&](int e, int column) { drop += weights[column] * (top - z[e]); });
+  for_columns<Layout>(task, first, [&](int e, int column) { drop += weights[column] * (top - z[e]); });
   return drop;
 }
 
@@ -125,12 +126,10 @@ FK_DEVICE Real row_loss(const ClassTask& task, Real log_total, Real own_drop, Re
 }
 
 // Puts the weighted rates of a chunk's rows into shared memory; returns the sum of this thread's losses.
-template <typename T>
-FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& samples, int64_t first, int rows,
-                             const StagedWeights<Accumulator<T>>& weights, Accumulator<T> all_weights,
-                             const SmallBlock<Accumulator<T>>& block) {
-  using Layout = ShortRow<T>;
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples& samples, int64_t first, int rows,
+                             const StagedWeights<Real>& weights, Real all_weights, const SmallBlock<Real>& block) {
+  using Layout = ShortRow<Real>;
   using Members = typename Layout::Members;
   double losses = 0;
   for (int turn = 0; turn < rows; turn += Members::count()) {
@@ -138,7 +137,7 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     const int64_t b = first + (r < rows ? r : 0);
     const int label = class_of(task, samples, b);
     const bool counts = r < rows && label != task.classes;
-    const T* row = samples.logits + b * task.logits.row_stride;
+    const int64_t row = samples.logits + b * task.logits.row_stride;
     Real z[Layout::kHeld] = {};
     if (counts) {
       load_logits<Layout>(task, row, 0, z);
@@ -146,9 +145,9 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     Real all_drops = 0;
     const Real top = finite_top(Members::max(largest_held(z)));
     if (task.wants_cross_entropy && task.label_smoothing != 0) {
-      all_drops = Members::sum(weighted_drop<Layout>(weights, 0, task.classes, top, z));
+      all_drops = Members::sum(weighted_drop<Layout>(task, weights, 0, top, z));
     }
-    const Real own = counts ? logit_at(task, row, label) : Real(0);
+    const Real own = counts ? logit_at<Real>(task, row, label) : Real(0);
     Rival<Real> rival{};
     Real charge[Layout::kHeld];
     if (has_charges(task)) {
@@ -164,13 +163,13 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
     if (!counts) {
       continue;
     }
-    const Real weight = weight_of(task, samples, b);
+    const Real weight = weight_of<Real>(task, samples, b);
     const Real factor = weight / total;
-    for_columns<Layout>(0, task.classes, [&](int e, int column) { block.rates[r * block.pitch + column] = z[e] * factor; });
+    for_columns<Layout>(task, 0, [&](int e, int column) { block.rates[r * block.pitch + column] = z[e] * factor; });
     if (has_charges(task)) {
       to_charges<Layout>(task, charge_row(label, own, top, total, rival), 0, z, charge);
       Real* charges = block.rates + (block.chunk + r) * block.pitch;
-      for_columns<Layout>(0, task.classes, [&](int e, int column) { charges[column] = charge[e] * weight; });
+      for_columns<Layout>(task, 0, [&](int e, int column) { charges[column] = charge[e] * weight; });
     }
     if (Members::rank() == 0) {
       block.rates[r * block.pitch + block.classes] = weight;
@@ -178,7 +177,7 @@ FK_DEVICE double small_rates(const ClassTask& task, const ClassSamples<T>& sampl
         block.rates[(block.chunk + r) * block.pitch + block.classes] = weight;
       }
       if (task.wants_cross_entropy) {
-        losses += weight * row_loss(task, std::log(total), top - own, class_weight_of(task, samples, label), all_weights,
+        losses += weight * row_loss(task, std::log(total), top - own, class_weight_of<Real>(task, samples, label), all_weights,
                                     all_drops);
       }
     }
@@ -224,20 +223,19 @@ FK_DEVICE void add_chunk(const SmallBlock<Real>& block) {
 }
 
 // Samples [begin, end); returns the sum of this thread's losses.
-template <typename T>
-FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples<T>& samples, const SmallShape& shape, int64_t begin,
-                             int64_t end, const SmallBlock<Accumulator<T>>& block) {
+template <typename Real>
+FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples& samples, const SmallShape& shape, int64_t begin,
+                             int64_t end, const SmallBlock<Real>& block) {
   for (int cell = device::thread(); cell < block.cells(); cell += kSmallThreads) {
     block.sums[cell] = 0;
     block.lost[cell] = 0;
   }
-  using Real = Accumulator<T>;
   using Weights = Real[kMostSmallClasses];
   FK_SHARED(Weights, staged);
   const StagedWeights<Real> weights = stage_weights(task, samples, 0, kMostSmallClasses, staged);
   Real all_weights = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
-    all_weights = sum_of_class_weights(task, samples);
+    all_weights = sum_of_class_weights<Real>(task, samples);
   }
   double losses = 0;
   for (int64_t first = begin; first < end; first += shape.chunk) {
@@ -281,18 +279,17 @@ FK_DEVICE void put(void* to, int64_t at, Real value) {
   }
 }
 
-template <typename T>
-FK_DEVICE void put_rate(const ClassTask& task, int64_t at, Accumulator<T> rate) {
+template <typename Real>
+FK_DEVICE void put_rate(const ClassTask& task, int64_t at, Real rate) {
   if (task.confusion_as_logits) {
-    static_cast<T*>(task.confusion)[at] = narrow(rate, T{});
+    store_element(task.confusion, task.logits.dtype, at, rate);
   } else {
-    static_cast<Accumulator<T>*>(task.confusion)[at] = rate;
+    static_cast<Real*>(task.confusion)[at] = rate;
   }
 }
 
-template <typename T>
-FK_DEVICE void small_confusion(const ClassTask& task, int64_t problem, const SmallBlock<Accumulator<T>>& block) {
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_DEVICE void small_confusion(const ClassTask& task, int64_t problem, const SmallBlock<Real>& block) {
   const int classes = block.classes;
   for (int label = device::thread(); label < classes; label += kSmallThreads) {
     put(task.counts, problem * classes + label, block.sums[label * block.pitch + classes]);
@@ -308,7 +305,7 @@ FK_DEVICE void small_confusion(const ClassTask& task, int64_t problem, const Sma
     const Real* row = block.sums + cell / classes * block.pitch;
     const Real sum = row[cell % classes];
     const Real by = task.normalize == Normalize::by_all ? static_cast<Real>(all) : row[classes];
-    put_rate<T>(task, problem * classes * classes + cell, task.normalize == Normalize::none ? sum : divided(sum, by));
+    put_rate<Real>(task, problem * classes * classes + cell, task.normalize == Normalize::none ? sum : divided(sum, by));
   }
 }
 
@@ -376,24 +373,25 @@ FK_DEVICE double mean_or_sum(const ClassTask& task, double losses, double diviso
   return divisor != 0 ? losses / divisor : kNan<double>;
 }
 
-template <typename T>
+template <typename Real>
 FK_DEVICE void put_values(const ClassTask& task, int64_t problem, double entropy, double gap, double sigma) {
-  using Real = Accumulator<T>;
   put(task.cross_entropy, problem, static_cast<Real>(entropy));
   put(task.symmetry, problem, static_cast<Real>(gap));
   put(task.spectral, problem, static_cast<Real>(sigma));
   double total = task.ce_weight != 0 ? task.ce_weight * entropy : 0;
   total += task.sym_weight != 0 ? task.sym_weight * gap : 0;
   total += task.spec_weight != 0 ? task.spec_weight * sigma : 0;
-  put(task.total, problem, narrow(total, T{}));
+  if (task.total != nullptr) {
+    store_element(task.total, task.logits.dtype, problem, total);
+  }
 }
 
-template <typename T>
-FK_DEVICE Accumulator<T> row_factor_of(const ClassTask& task, int64_t problem, int label) {
+template <typename Real>
+FK_DEVICE Real row_factor_of(const ClassTask& task, int64_t problem, int label) {
   const ClassOperand& weights = task.class_weight;
-  return weights.data == nullptr ? Accumulator<T>(1)
-                                 : element_at<Accumulator<T>>(weights.data, weights.dtype,
-                                                              offset_of(weights.at, problem) + label * weights.stride);
+  return weights.data == nullptr ? Real(1)
+                                 : element_at<Real>(weights.data, weights.dtype,
+                                                    offset_of(weights.at, problem) + label * weights.stride);
 }
 
 // Where the spectral iteration starts.
@@ -407,9 +405,8 @@ FK_DEVICE StartHint start_hint(const ClassTask& task, int64_t problem) {
 }
 
 // The spectral norm of the surrogate's matrix, which is made where `lost` was; all of it before the sums are overwritten.
-template <typename T>
-FK_DEVICE double small_spectral(const ClassTask& task, int64_t problem, const SmallBlock<Accumulator<T>>& block) {
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_DEVICE double small_spectral(const ClassTask& task, int64_t problem, const SmallBlock<Real>& block) {
   using Memory = SpectralMemory<Real>;
   FK_SHARED(Memory, memory);
   const int classes = block.classes;
@@ -423,7 +420,7 @@ FK_DEVICE double small_spectral(const ClassTask& task, int64_t problem, const Sm
     const int label = cell / classes;
     const int column = cell - label * classes;
     const Real count = task.surrogate == Surrogate::kl_all ? all : from[label * block.pitch + classes];
-    const Real entry = divided(from[label * block.pitch + column], count) * row_factor_of<T>(task, problem, label);
+    const Real entry = divided(from[label * block.pitch + column], count) * row_factor_of<Real>(task, problem, label);
     matrix(label, column) = label == column ? 0 * entry : entry;  // a NaN is kept
   }
   device::barrier();
@@ -435,17 +432,17 @@ FK_DEVICE double small_spectral(const ClassTask& task, int64_t problem, const Sm
   };
   const auto on_column = [&](int label, double entry) { v[label] = static_cast<Real>(entry); };
   const StartHint hint = start_hint(task, problem);
-  if (ShortRow<T>::kColumns <= device::kWarp || classes <= device::kWarp) {
+  if (ShortRow<Real>::kColumns <= device::kWarp || classes <= device::kWarp) {
     return BlockIteration<1, Real>(matrix, task.iteration, memory).leading_pair(hint, false, on_row, on_column);
   }
   return BlockIteration<2, Real>(matrix, task.iteration, memory).leading_pair(hint, false, on_row, on_column);
 }
 
 // The terms, from the sums by class in shared memory.
-template <typename T>
-FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSamples<T>& samples, double losses,
-                           const SmallBlock<Accumulator<T>>& block, const SmallSlots& slots) {
-  small_confusion<T>(task, problem, block);
+template <typename Real>
+FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSamples& samples, double losses,
+                           const SmallBlock<Real>& block, const SmallSlots& slots) {
+  small_confusion<Real>(task, problem, block);
   if (task.total == nullptr) {
     return;
   }
@@ -455,13 +452,13 @@ FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSa
     double divisor = 0;
     for (int label = 0; label < block.classes; ++label) {
       const double count = block.sums[label * block.pitch + block.classes];
-      divisor += count != 0 ? class_weight_of(task, samples, label) * count : 0;
+      divisor += count != 0 ? class_weight_of<Real>(task, samples, label) * count : 0;
     }
     entropy = mean_or_sum(task, block_sum(losses), divisor);
   }
   double sigma = 0;
   if (task.wants_spectral) {
-    sigma = small_spectral<T>(task, problem, block);
+    sigma = small_spectral<Real>(task, problem, block);
   }
   device::barrier();  // the sums have been read
   if (task.wants_symmetry) {
@@ -470,22 +467,21 @@ FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSa
     small_coefficients(task, problem, block, slots);
   }
   if (device::thread() == 0) {
-    put_values<T>(task, problem, entropy, gap, sigma);
+    put_values<Real>(task, problem, entropy, gap, sigma);
   }
   for (int label = device::thread(); label < block.classes && task.u != nullptr && !task.wants_spectral; label += kSmallThreads) {
-    put(task.u, problem * block.classes + label, Accumulator<T>(0));
-    put(task.v, problem * block.classes + label, Accumulator<T>(0));
+    put(task.u, problem * block.classes + label, Real(0));
+    put(task.v, problem * block.classes + label, Real(0));
   }
 }
 
-template <typename T>
+template <typename Real>
 FK_KERNEL(kSmallThreads) class_terms_small(FK_CONSTANT(ClassTask) task, SmallShape shape) {
-  using Real = Accumulator<T>;
   FK_SHARED(SmallSlots, slots);
   const int64_t problem = device::block() / shape.stretches;
   const int64_t begin = (device::block() - problem * shape.stretches) * shape.stretch;
   const int64_t end = begin + shape.stretch < task.samples ? begin + shape.stretch : task.samples;
-  const ClassSamples<T> samples(task, problem);
+  const ClassSamples samples(task, problem);
   const SmallBlock<Real> block(task, shape);
   const double losses = add_samples(task, samples, shape, begin, end, block);
   if (shape.stretches == 1) {
@@ -505,12 +501,11 @@ FK_KERNEL(kSmallThreads) class_terms_small(FK_CONSTANT(ClassTask) task, SmallSha
 }
 
 // Adds the stretches, in their order.
-template <typename T>
+template <typename Real>
 FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallShape shape) {
-  using Real = Accumulator<T>;
   FK_SHARED(SmallSlots, slots);
   const int64_t problem = device::block();
-  const ClassSamples<T> samples(task, problem);
+  const ClassSamples samples(task, problem);
   const SmallBlock<Real> block(task, SmallShape{1, 0, 0});
   const SmallWorkspace<Real> workspace(task, shape);
   const int cells = block.cells();
@@ -531,17 +526,16 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
   small_terms(task, problem, samples, losses, block, slots);
 }
 
-template <typename T>
+template <typename Real>
 int launch_class_terms_small(const ClassTask& task, void* stream) {
-  using Real = Accumulator<T>;
   const SmallShape shape = small_shape(task, sizeof(Real));
   const device::Grid grid{task.problems * shape.stretches, kSmallThreads, SmallBlock<Real>::bytes(task, shape)};
-  const int error = device::launch(class_terms_small<T>, grid, stream, task, shape);
+  const int error = device::launch(class_terms_small<Real>, grid, stream, task, shape);
   if (error != 0 || shape.stretches == 1) {
     return error;
   }
   const SmallShape none{1, 0, 0};
-  return device::launch(class_terms_combine<T>, {task.problems, kSmallThreads, SmallBlock<Real>::bytes(task, none)}, stream,
+  return device::launch(class_terms_combine<Real>, {task.problems, kSmallThreads, SmallBlock<Real>::bytes(task, none)}, stream,
                         task, shape);
 }
 

@@ -30,7 +30,7 @@ struct SumShape {
   FK_HOST_DEVICE bool gathers(const ClassTask& task) const { return compact && task.ignores_absent; }
 };
 
-template <typename T>
+template <typename Real>
 SumShape sum_shape(const ClassTask& task) {
   SumShape shape{};
   shape.compact = task.samples < task.classes;
@@ -38,7 +38,7 @@ SumShape sum_shape(const ClassTask& task) {
   shape.width = task.ignores_absent ? shape.rows : task.classes;
   shape.by_class = !shape.compact || task.confusion != nullptr;
   shape.slots = shape.by_class ? task.classes : shape.rows;
-  shape.pieces = (task.classes + LongRow<T>::kColumns - 1) / LongRow<T>::kColumns;
+  shape.pieces = (task.classes + LongRow<Real>::kColumns - 1) / LongRow<Real>::kColumns;
   shape.ordered = task.samples > kMostScanned;
   const int64_t tiles = (shape.rows + device::kWarp - 1) / device::kWarp;
   shape.pair_blocks = tiles * (tiles + 1) / 2 + (shape.compact && !task.ignores_absent ? shape.rows : 0);
@@ -85,18 +85,17 @@ struct SumWorkspace {
 };
 
 // Tops, sums and drops of rows that are held piece by piece. A block has a row.
-template <typename T>
-FK_KERNEL(LongRow<T>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape shape) {
-  using Layout = LongRow<T>;
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_KERNEL(LongRow<Real>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) task, SumShape shape) {
+  using Layout = LongRow<Real>;
   using Members = typename Layout::Members;
   const int64_t problem = device::block() / task.samples;
   const int64_t b = device::block() - problem * task.samples;
-  const ClassSamples<T> samples(task, problem);
+  const ClassSamples samples(task, problem);
   if (class_of(task, samples, b) == task.classes) {
     return;
   }
-  const T* row = samples.logits + b * task.logits.row_stride;
+  const int64_t row = samples.logits + b * task.logits.row_stride;
   Real z[Layout::kHeld];
   Real top = -kInfinity<Real>;
   Real total = 0;
@@ -114,14 +113,14 @@ FK_KERNEL(LongRow<T>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) ta
     for (int first = 0; first < task.classes; first += Layout::kColumns) {
       load_logits<Layout>(task, row, first, z);
       drops += weighted_drop<Layout>(
-          stage_weights(task, samples, first, Layout::kColumns, device::shared_memory<Real>()), first, task.classes, highest, z);
+          task, stage_weights(task, samples, first, Layout::kColumns, device::shared_memory<Real>()), first, highest, z);
     }
     drops = Members::sum(drops);
   }
   Rival<Real> rival{};
   if (has_charges(task) && task.surrogate == Surrogate::kl) {
     const int label = class_of(task, samples, b);
-    rival = find_rival<Layout, true>(task, row, label, logit_at(task, row, label), z);
+    rival = find_rival<Layout, true>(task, row, label, logit_at<Real>(task, row, label), z);
   }
   if (device::thread() == 0) {
     Real* numbers = SumWorkspace<Real>(task, shape).numbers + device::block() * kRowNumbers;
@@ -134,8 +133,8 @@ FK_KERNEL(LongRow<T>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask) ta
 }
 
 // Calls work(b) for the samples of a class whose turn it is for this team, in their order.
-template <typename Members, typename T, typename Work>
-FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples<T>& samples, int64_t problem, int label,
+template <typename Members, typename Work>
+FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples& samples, int64_t problem, int label,
                               bool ordered, const ClassOrderTables& tables, const Work& work) {
   const int64_t team = Members::number();
   const int64_t teams = Members::count();
@@ -171,19 +170,18 @@ struct ClassSum {
   double losses = 0;
 };
 
-template <typename Layout, bool kPieces, bool kCharges, typename T>
-FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples, int64_t b, int label, int first,
-                          const StagedWeights<typename Layout::Real>& weights, typename Layout::Real all_weights, const typename Layout::Real* numbers,
+template <typename Layout, bool kPieces, bool kCharges, typename Real>
+FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples& samples, int64_t b, int label, int first,
+                          const StagedWeights<Real>& weights, Real all_weights, const Real* numbers,
                           ClassSum<Layout, kCharges>& sum) {
-  using Real = typename Layout::Real;
   using Members = typename Layout::Members;
-  const T* row = samples.logits + b * task.logits.row_stride;
-  const Real weight = weight_of(task, samples, b);
+  const int64_t row = samples.logits + b * task.logits.row_stride;
+  const Real weight = weight_of<Real>(task, samples, b);
   Real z[Layout::kHeld];
   load_logits<Layout>(task, row, first, z);
   Real charge[ClassSum<Layout, kCharges>::kCharged] = {};
   Rival<Real> rival{};
-  const Real own = logit_at(task, row, label);
+  const Real own = logit_at<Real>(task, row, label);
   if constexpr (kCharges) {
     if (task.surrogate == Surrogate::kl && !kPieces) {
       rival = find_rival<Layout, false>(task, row, label, own, z);
@@ -204,7 +202,7 @@ FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples,
   } else {
     top = finite_top(Members::max(largest_held(z)));
     if (task.wants_cross_entropy && task.label_smoothing != 0) {
-      drops = Members::sum(weighted_drop<Layout>(weights, first, task.classes, top, z));
+      drops = Members::sum(weighted_drop<Layout>(task, weights, first, top, z));
     }
     total = Members::sum(to_exps(top, z));
   }
@@ -215,22 +213,20 @@ FK_DEVICE void add_sample(const ClassTask& task, const ClassSamples<T>& samples,
   }
   if constexpr (kCharges) {
     to_charges<Layout>(task, charge_row(label, own, top, total, rival), first, z, charge);
-    for_columns<Layout>(first, task.classes, [&](int e, int) {
+    for_columns<Layout>(task, first, [&](int e, int) {
       add_exactly(charge[e] * weight, sum.charges[e], sum.lost_charges[e]);
     });
   }
   sum.count += weight;
   if (task.wants_cross_entropy) {
-    const Real own_weight = class_weight_of(task, samples, label);
+    const Real own_weight = class_weight_of<Real>(task, samples, label);
     sum.losses += weight * row_loss(task, std::log(total), top - own, own_weight, all_weights, drops);
   }
 }
 
 // Where the sums over a class go.
-template <typename T>
+template <typename Real>
 struct ClassPlace {
-  using Real = Accumulator<T>;
-
   int64_t problem;
   int label;      // `classes`: none has this row
   int64_t row;    // of the coefficients; none if there are no more rows
@@ -239,25 +235,24 @@ struct ClassPlace {
 };
 
 // The sum of the weights of all samples of a problem.
-template <typename T>
-FK_DEVICE double sum_of_samples(const ClassTask& task, const ClassSamples<T>& samples) {
+template <typename Real>
+FK_DEVICE double sum_of_samples(const ClassTask& task, const ClassSamples& samples) {
   double sum = 0;
   for (int64_t b = device::thread(); b < task.samples; b += device::threads()) {
-    sum += class_of(task, samples, b) < task.classes ? weight_of(task, samples, b) : 0;
+    sum += class_of(task, samples, b) < task.classes ? weight_of<Real>(task, samples, b) : 0;
   }
   return block_sum(sum);
 }
 
-template <typename T>
-FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place, int column,
-                          Accumulator<T> sum, Accumulator<T> charge, Accumulator<T> count) {
-  using Real = Accumulator<T>;
+template <typename Real>
+FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const ClassPlace<Real>& place, int column,
+                          Real sum, Real charge, Real count) {
   const Real rate = divided(sum, count);
   if (task.wants_spectral && place.row < shape.rows) {
     const Real by = task.surrogate == Surrogate::kl_all ? static_cast<Real>(place.all) : count;
     Real entry = task.surrogate == Surrogate::soft ? rate : divided(charge, by);
     if (place.label < task.classes) {
-      entry *= row_factor_of<T>(task, place.problem, place.label);
+      entry *= row_factor_of<Real>(task, place.problem, place.label);
     }
     Real* matrix = SumWorkspace<Real>(task, shape).matrix;
     matrix[(place.problem * shape.rows + place.row) * task.classes + column] = column == place.label ? 0 * entry : entry;
@@ -265,7 +260,7 @@ FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const Cl
   if (task.confusion != nullptr && place.label < task.classes) {
     const Real by_all = divided(sum, static_cast<Real>(place.all));
     const Real handed = task.normalize == Normalize::none ? sum : (task.normalize == Normalize::by_all ? by_all : rate);
-    put_rate<T>(task, (place.problem * task.classes + place.label) * task.classes + column, handed);
+    put_rate<Real>(task, (place.problem * task.classes + place.label) * task.classes + column, handed);
   }
   if (!task.wants_symmetry || place.row >= shape.rows) {
     return;
@@ -279,20 +274,19 @@ FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const Cl
 }
 
 // Columns of the coefficients that belong to no class.
-template <typename T>
-FK_DEVICE void clear_rest(const ClassTask& task, const SumShape& shape, const ClassPlace<T>& place) {
+template <typename Real>
+FK_DEVICE void clear_rest(const ClassTask& task, const SumShape& shape, const ClassPlace<Real>& place) {
   if (!task.wants_symmetry || place.row >= shape.rows || !shape.gathers(task)) {
     return;
   }
-  using Real = Accumulator<T>;
   Real* row = static_cast<Real*>(task.coefficients) + (place.problem * shape.rows + place.row) * shape.width;
   for (int column = place.set.size() + device::thread(); column < shape.width; column += device::threads()) {
     row[column] = 0;
   }
 }
 
-template <typename T>
-FK_DEVICE ClassPlace<T> place_of(const ClassTask& task, const SumShape& shape, int64_t problem, int slot,
+template <typename Real>
+FK_DEVICE ClassPlace<Real> place_of(const ClassTask& task, const SumShape& shape, int64_t problem, int slot,
                                  const ClassSet& set) {
   if (!shape.compact) {
     return {problem, slot, slot, set, 0};
@@ -313,7 +307,6 @@ FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
 
 template <typename Layout, bool kPieces, bool kCharges>
 FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
-  using T = typename Layout::Type;
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   using PerWarp = double[2][kSumWarps];
@@ -323,18 +316,18 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
   const int slot = static_cast<int>(device::block() / shape.pieces % shape.slots);
   const int64_t problem = device::block() / shape.pieces / shape.slots;
   const int first = piece * Layout::kColumns;
-  const ClassSamples<T> samples(task, problem);
+  const ClassSamples samples(task, problem);
   const ClassSet set =
       shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task)) : ClassSet();
   const SumWorkspace<Real> workspace(task, shape);
-  ClassPlace<T> place = place_of<T>(task, shape, problem, slot, set);
+  ClassPlace<Real> place = place_of<Real>(task, shape, problem, slot, set);
   if ((task.confusion != nullptr && task.normalize == Normalize::by_all) ||
       (has_charges(task) && task.surrogate == Surrogate::kl_all)) {
-    place.all = sum_of_samples(task, samples);
+    place.all = sum_of_samples<Real>(task, samples);
   }
   Real all_weights = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
-    all_weights = sum_of_class_weights(task, samples);
+    all_weights = sum_of_class_weights<Real>(task, samples);
   }
   // The rates of the warps come there later.
   const StagedWeights<Real> weights =
@@ -353,7 +346,7 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
       numbers_of_warps[0][Members::number()] = sum.count;
       numbers_of_warps[1][Members::number()] = sum.losses;
     }
-    for_columns<Layout>(0, task.classes, [&](int e, int column) {
+    for_columns<Layout>(task, 0, [&](int e, int column) {
       rates_of_warps[Members::number() * task.classes + column] = sum.rates[e];
       if constexpr (kCharges) {
         rates_of_warps[(kSumWarps + Members::number()) * task.classes + column] = sum.charges[e];
@@ -380,7 +373,7 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
       put_column(task, shape, place, column, rates, charges, static_cast<Real>(sum.count));
     }
   } else {
-    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+    for_columns<Layout>(task, first, [&](int e, int column) {
       put_column(task, shape, place, column, sum.rates[e], kCharges ? sum.charges[kCharges ? e : 0] : Real(0),
                  static_cast<Real>(sum.count));
     });
@@ -399,7 +392,7 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
       workspace.losses[problem * shape.slots + slot] = sum.losses;
       workspace.sizes[problem * shape.slots + slot] = sum.count;
       workspace.divisors[problem * shape.slots + slot] =
-          occurs ? class_weight_of(task, samples, place.label) * sum.count : 0;
+          occurs ? class_weight_of<Real>(task, samples, place.label) * sum.count : 0;
       if (place.row < shape.rows) {
         workspace.counts[problem * shape.rows + place.row] = static_cast<Real>(sum.count);
       }
@@ -416,27 +409,27 @@ int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* s
                            : device::launch(class_sums<Layout, kPieces, false>, grid, stream, task, shape);
 }
 
-template <typename T>
+template <typename Real>
 int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream) {
   if (shape.ordered) {
-    const int error = launch_class_order<T>(task, SumWorkspace<Accumulator<T>>(task, shape).tables, stream);
+    const int error = launch_class_order(task, SumWorkspace<Real>(task, shape).tables, stream);
     if (error != 0) {
       return error;
     }
   }
   if (shape.pieces > 1) {
-    const size_t bytes = stages_weights(task) ? LongRow<T>::kColumns * sizeof(Accumulator<T>) : 0;
-    const device::Grid grid{task.problems * task.samples, LongRow<T>::kBlockThreads, bytes};
-    const int error = device::launch(class_row_numbers<T>, grid, stream, task, shape);
-    return error != 0 ? error : launch_class_sums_with<LongRow<T>, true>(task, shape, stream);
+    const size_t bytes = stages_weights(task) ? LongRow<Real>::kColumns * sizeof(Real) : 0;
+    const device::Grid grid{task.problems * task.samples, LongRow<Real>::kBlockThreads, bytes};
+    const int error = device::launch(class_row_numbers<Real>, grid, stream, task, shape);
+    return error != 0 ? error : launch_class_sums_with<LongRow<Real>, true>(task, shape, stream);
   }
-  if (task.classes <= WarpRow<T>::kColumns) {
-    return launch_class_sums_with<WarpRow<T>, false>(task, shape, stream);
+  if (task.classes <= WarpRow<Real>::kColumns) {
+    return launch_class_sums_with<WarpRow<Real>, false>(task, shape, stream);
   }
-  if (task.classes <= BlockRow<T>::kColumns) {
-    return launch_class_sums_with<BlockRow<T>, false>(task, shape, stream);
+  if (task.classes <= BlockRow<Real>::kColumns) {
+    return launch_class_sums_with<BlockRow<Real>, false>(task, shape, stream);
   }
-  return launch_class_sums_with<LongRow<T>, false>(task, shape, stream);
+  return launch_class_sums_with<LongRow<Real>, false>(task, shape, stream);
 }
 
 }  // namespace fairkernels

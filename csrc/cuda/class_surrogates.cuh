@@ -35,7 +35,7 @@ FK_DEVICE Real as_rival(Real z) {
 
 // `z` holds the row, or is used to hold one piece of it after the other.
 template <typename Layout, bool kPieces>
-FK_DEVICE Rival<typename Layout::Real> find_rival(const ClassTask& task, const typename Layout::Type* row, int label,
+FK_DEVICE Rival<typename Layout::Real> find_rival(const ClassTask& task, int64_t row, int label,
                                                   typename Layout::Real own, typename Layout::Real (&z)[Layout::kHeld]) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
@@ -45,7 +45,7 @@ FK_DEVICE Rival<typename Layout::Real> find_rival(const ClassTask& task, const t
     if constexpr (kPieces) {
       load_logits<Layout>(task, row, first, z);
     }
-    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+    for_columns<Layout>(task, first, [&](int e, int column) {
       const Real known = as_rival(z[e]);
       rival.highest = column != label && known > rival.highest ? known : rival.highest;
     });
@@ -55,7 +55,7 @@ FK_DEVICE Rival<typename Layout::Real> find_rival(const ClassTask& task, const t
     if constexpr (kPieces) {
       load_logits<Layout>(task, row, first, z);
     }
-    for_columns<Layout>(first, task.classes, [&](int e, int column) {
+    for_columns<Layout>(task, first, [&](int e, int column) {
       if (column != label) {
         rival.place = as_rival(z[e]) == rival.highest && column < rival.place ? column : rival.place;
         rival.others += std::exp(z[e] - finite_top(rival.highest));
@@ -120,7 +120,7 @@ FK_DEVICE ChargeRow<Real> charge_row(int label, Real own, Real top, Real total, 
 template <typename Layout>
 FK_DEVICE void to_charges(const ClassTask& task, const ChargeRow<typename Layout::Real>& row, int first,
                           const typename Layout::Real (&exps)[Layout::kHeld], typename Layout::Real (&z)[Layout::kHeld]) {
-  for_columns<Layout>(first, task.classes, [&](int e, int column) { z[e] = charge_of(task, row, column, z[e], exps[e]); });
+  for_columns<Layout>(task, first, [&](int e, int column) { z[e] = charge_of(task, row, column, z[e], exps[e]); });
 }
 
 }  // namespace fairkernels

@@ -12,22 +12,22 @@
 
 namespace fairkernels {
 
-template <typename T>
+template <typename Real>
 int64_t class_terms_bytes(const ClassTask& task) {
-  using Real = Accumulator<T>;
-  if (has_few_classes<T>(task)) {
+  if (has_few_classes<Real>(task)) {
     return SmallWorkspace<Real>::bytes(task, small_shape(task, sizeof(Real)));
   }
-  return class_terms_large_bytes<T>(task);
+  return class_terms_large_bytes<Real>(task);
 }
 
 inline int64_t class_gradient_bytes(const ClassTask& task) {
   return 8 * task.problems * sample_parts(task);
 }
 
-template <typename T>
+template <typename Real>
 int launch_class_terms(const ClassTask& task, void* stream) {
-  return has_few_classes<T>(task) ? launch_class_terms_small<T>(task, stream) : launch_class_terms_large<T>(task, stream);
+  return has_few_classes<Real>(task) ? launch_class_terms_small<Real>(task, stream)
+                                     : launch_class_terms_large<Real>(task, stream);
 }
 
 }  // namespace fairkernels

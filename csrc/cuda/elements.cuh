@@ -1,6 +1,8 @@
 // Elements whose type is known when the kernel runs.
 #pragma once
 
+#include <type_traits>
+
 #include "support/device.h"
 #include "support/elements.h"
 
@@ -10,6 +12,29 @@ namespace fairkernels {
 template <typename T>
 constexpr int kVector = 16 / sizeof(T);
 
+// Calls work(T{}) for the type of elements that are computed with in `Real`.
+template <typename Real, typename Work>
+FK_DEVICE void with_type_computed_in(Dtype dtype, const Work& work) {
+  if constexpr (std::is_same_v<Real, double>) {
+    work(double{});
+  } else if (dtype == Dtype::float32) {
+    work(float{});
+  } else if (dtype == Dtype::bfloat16) {
+    work(BFloat16{});
+  } else {
+    work(Half{});
+  }
+}
+
+// One that is computed with in `Real`.
+template <typename Real>
+FK_DEVICE Real float_at(const void* data, Dtype dtype, int64_t offset) {
+  Real found;
+  with_type_computed_in<Real>(dtype, [&](auto type) { found = widen(static_cast<const decltype(type)*>(data)[offset]); });
+  return found;
+}
+
+// Of any type.
 template <typename Real>
 FK_DEVICE Real element_at(const void* data, Dtype dtype, int64_t offset) {
   switch (dtype) {

@@ -27,6 +27,10 @@ FK_HOST_DEVICE inline int64_t size_of(Dtype dtype) {
   }
 }
 
+FK_HOST_DEVICE inline bool is_half(Dtype dtype) {
+  return dtype == Dtype::bfloat16 || dtype == Dtype::float16;
+}
+
 // The type in which sums are kept.
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
