@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 def broken(tmp_path_factory):
     program = tmp_path_factory.mktemp("broken") / "broken"
     folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda_on_cpu'}"]
-    source = ROOT / "tests/cuda_on_cpu/broken.cpp"
+    source = ROOT / "tests/broken_kernels.cpp"
     subprocess.run([COMPILER, "-std=c++17", "-O1", *folders, str(source), "-o", str(program)], check=True)
     return program
 
@@ -35,6 +35,9 @@ def broken(tmp_path_factory):
         ("past_the_end", "shared memory is written out of bounds, declared at"),
         ("past_the_end_of_the_launch", "the shared memory of the launch is written out of bounds"),
         ("read_before_written", "nan"),
+        ("right_in_clusters", "2.0"),
+        ("no_barrier_in_clusters", "nan"),
+        ("one_block_stays_away", "divergent barrier: not all threads come to"),
     ],
 )
 def test_mistakes_are_found(broken, kernel, said, order):

@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import COMPILED, call, reference, reference_gradient, replace_tensors, runs, sample, samples
+from cases import COMPILED, call, reference_gradient, replace_tensors, runs, sample, samples
+from larger import larger
 from tolerance import assert_no_worse
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,7 +34,6 @@ from triton_calls import (
     calls,
     empty_like,
     forward,
-    further,
     launches_of,
     of_size,
     operator_arguments,
@@ -279,7 +279,7 @@ def test_every_kernel_is_tested_with_several_programs_and_ragged_tails():
     programs, ragged, every = defaultdict(int), defaultdict(bool), set()
     with without_data():
         for name in WITH_KERNELS:
-            for s in [*samples(name), *further(name), *further(name, torch.float64)]:
+            for s in [*samples(name), *larger(name), *larger(name, torch.float64)]:
                 found = [*launches_of(name, operator_arguments(name, s))]
                 with patch.object(class_order, "MOST_COUNTED", -1):  # as test_triton_classes has it
                     found += launches_of(name, operator_arguments(name, s))
@@ -297,36 +297,6 @@ def is_ragged(this):
     blocks = [value for name, value in this.options.items() if type(value) is int and name.isupper() and value > 1]
     numbers = [arg for arg in this.args if type(arg) is int and arg > 0]
     return not blocks or any(number % block for number in numbers for block in blocks)
-
-
-FURTHER = [
-    pytest.param(name, s.name, id=f"{name}-triton-{s.name}")
-    for name in WITH_KERNELS
-    if runs("triton", name)
-    for s in further(name)
-]
-
-
-@needs_interpreter
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("name", "label"), FURTHER)
-def test_what_the_table_does_not_reach_is_no_less_accurate_either(name, label, dtype):
-    operator = OPERATORS[name]
-    s = next(s for s in further(name, dtype) if s.name == label)
-    args = handed_on(name, s)
-    accuracy = operator.allowed_error(dtype)
-    exact, plain = reference(operator, args, torch.float64), reference(operator, args, dtype)
-    for result, rough, true in zip(call(name, s, backend="triton"), plain, exact, strict=False):
-        assert_no_worse(result, rough, true, accuracy=accuracy)
-    if operator.differentiable:
-        results = dispatch.forward(operator, args, "triton")
-        upstream = torch.ones_like(results[0])
-        saved = tuple(results[place] for place in operator.saved_places)
-        grad = dispatch.backward(operator, upstream, args, saved, "triton")[0]
-        true = reference_gradient(operator, args, upstream, torch.float64)
-        rough = reference_gradient(operator, args, upstream, dtype)
-        assert_no_worse(grad, rough, true, accuracy=30 * accuracy)
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

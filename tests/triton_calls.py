@@ -19,7 +19,7 @@ from torch import Tensor
 from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops import dispatch, triton_kernels
 from fairkernels.ops import samples as samples_module
-from fairkernels.ops.samples import Maker, Sample
+from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
 WITH_KERNELS = tuple(name for name in NAMES if "triton" in OPERATORS[name].kernels)
@@ -165,59 +165,6 @@ def option_kinds(name: str, dtype: torch.dtype) -> Iterator[Sample]:
         if s.args[0].numel():
             found.setdefault(described(s, lambda t: (t.dim(), t.dtype)), s)
     yield from found.values()
-
-
-def further(name: str, dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
-    """Calls with data, for kernels that the table reaches not at all or with few programs."""
-    make = Maker(dtype)
-    if OPERATORS[name].sized is samples_module.sized_batch:
-        yield from further_batches(name, make)
-    elif name == "symmetry_gap":
-        rates, counts = make.uniform(3, 131, 131), make.classes(3, 131, count=3).to(dtype)
-        yield Sample("many classes", (rates,))
-        yield Sample("many classes, counts", (rates, counts), {"reduction": "mean"})
-    elif name == "spectral_norm":
-        yield Sample("large", (make.uniform(3, 140, 131),))
-        yield Sample("large, signed", (make.normal(3, 131, 140),))
-        yield Sample("large, power", (make.uniform(3, 140, 131),), {"method": "power", "iters": 40})
-        yield Sample("tall, start", (make.uniform(3, 140, 131),), {"start": make.uniform(3, 131)})
-        yield Sample("wide, start", (make.uniform(3, 131, 140),), {"start": make.uniform(3, 140)})
-    elif name == "trades_kl":
-        yield Sample("long rows", (make.normal(5, 4100), Maker(dtype, seed=1).normal(5, 4100)))
-    elif name == "same_class_mixup":
-        yield Sample("many samples", (make.uniform(1100, 3), make.classes(1100, count=7)), {"lam": 0.3, "seed": 1})
-    elif name in ("pgd_step", "random_start"):
-        for shape in ((40, 2, 5, 7), (3, 3, 77, 79)):
-            args = samples_module.attack_points(make, *shape) if name == "pgd_step" else (make.uniform(*shape),)
-            options = {"alpha": 0.1} if name == "pgd_step" else {"seed": 1}
-            for norm in ("linf", "l2"):
-                yield Sample(f"{norm}, {list(shape)}", args, {"norm": norm, "eps": 0.3, **options})
-
-
-def further_batches(name: str, make: Maker) -> Iterator[Sample]:
-    batches = {
-        "many classes": (make.normal(3, 70, 131), make.classes(3, 70, count=131)),
-        "few of many classes": (make.normal(3, 9, 131), make.classes(3, 9, count=131)),
-        "fewer samples than classes": (make.normal(3, 4, 7), make.classes(3, 4, count=7)),
-        "many samples": (make.normal(2, 1100, 5), make.classes(2, 1100, count=5)),
-    }
-    for label, batch in batches.items():
-        for s in option_kinds(name, make.dtype):
-            if (
-                s.args[0].dim() == 2
-                and s.args[1].dtype == torch.int64
-                and not any(map(torch.is_tensor, s.kwargs.values()))
-            ):
-                yield Sample(f"{s.name}, {label}", batch, s.kwargs)
-    if name == "fair_cross_entropy":
-        options = {"weight": make.uniform(3, 131), "label_smoothing": 0.1}
-        yield Sample("weights, smoothing, many classes", batches["many classes"], options)
-        options = {"weight": make.uniform(2, 5), "label_smoothing": 0.1}
-        yield Sample("weights, smoothing, many samples", batches["many samples"], options)
-    if name == "symmetry_loss":
-        yield Sample("parts of classes", (make.normal(4300, 67), make.classes(4300, count=67)))
-    if name in ("soft_confusion", "symmetry_loss") and make.dtype == torch.float64:
-        yield Sample("long rows", (make.normal(5, 4100), make.classes(5, count=4100)))
 
 
 def calls(name: str, dtype: torch.dtype, sizes: Iterable[tuple[int, ...]] | None = None) -> Iterator[Sample]:

@@ -1,7 +1,10 @@
 // The terms of few classes, whose sums by class lie in shared memory together.
-// Bound by one read of the logits, an exp each, and for small batches by the latency of a few barriers. Up to 1,024
-// samples: one launch, a block for each problem. More: one launch whose blocks add up a stretch of samples each, and
-// one, a block for each problem, that adds the stretches and makes the terms.
+// Bytes: one read of the logits and labels, the results are small; 12 operations and an exp for each logit. Floor: the
+// read, and for up to some thousand samples the latency of a launch and a few barriers.
+// One launch: a block for each problem up to 256 samples, beyond a cluster of up to 8 blocks, which read each other's
+// sums in distributed shared memory, up to 8,192 samples. GPUs without clusters: a block up to 1,024 samples. More: one
+// launch whose blocks add up a stretch of samples each, and one, a block for each problem, that adds the stretches and
+// makes the terms.
 #pragma once
 
 #include "cuda/class_surrogates.cuh"
@@ -13,6 +16,7 @@ namespace fairkernels {
 constexpr int kSmallThreads = 384;  // 168 registers each: in double 128 are too few
 constexpr int kMostSmallClasses = 64;
 constexpr int64_t kFewSamples = 1024;  // that one block adds up
+constexpr int64_t kClusterSamples = 256;  // that one block of a cluster adds up, if the others are enough
 constexpr int64_t kMostStretches = 256;
 constexpr int64_t kSmallBytes = 92 << 10;  // of a block: sums, and the rates of the rows that are worked on together
 
@@ -26,13 +30,16 @@ struct SmallShape {
   int64_t stretches;
   int64_t stretch;
   int64_t chunk;  // a multiple of 32
+  bool clustered;  // whether the blocks of a problem form a cluster
 };
 
-inline SmallShape small_shape(const ClassTask& task, size_t real_bytes) {
-  SmallShape shape{1, task.samples, 0};
-  if (task.samples > kFewSamples) {
-    const int64_t wanted = (task.samples + kFewSamples / 4 - 1) / (kFewSamples / 4);
-    shape.stretches = wanted < kMostStretches ? wanted : kMostStretches;
+inline SmallShape small_shape(const ClassTask& task, size_t real_bytes, int most_cluster) {
+  SmallShape shape{1, task.samples, 0, false};
+  shape.clustered = task.samples > kClusterSamples && most_cluster > 1 && task.samples <= kFewSamples * most_cluster;
+  if (shape.clustered || task.samples > kFewSamples) {
+    const int64_t wanted = (task.samples + kClusterSamples - 1) / kClusterSamples;
+    const int64_t most = shape.clustered ? most_cluster : kMostStretches;
+    shape.stretches = wanted < most ? wanted : most;
     shape.stretch = (task.samples + shape.stretches - 1) / shape.stretches;
   }
   const int64_t warp = device::kWarp;
@@ -56,7 +63,8 @@ struct SmallWorkspace {
 
   static int64_t bytes(const ClassTask& task, const SmallShape& shape) {
     const int64_t reals = (has_charges(task) ? 2 : 1) * task.classes * (task.classes + 1);
-    return shape.stretches == 1 ? 0 : task.problems * shape.stretches * (8 + reals * static_cast<int64_t>(sizeof(Real)));
+    const int64_t stretch = 8 + reals * static_cast<int64_t>(sizeof(Real));
+    return shape.stretches == 1 || shape.clustered ? 0 : task.problems * shape.stretches * stretch;
   }
 };
 
@@ -69,6 +77,7 @@ struct SmallBlock {
   int words;  // of a mask
   int kinds;  // 1, or 2 with charges
   int chunk;
+  double* losses;  // the sum of this block's
   Real* sums;      // [kinds, K, pitch]
   Real* lost;      // [kinds, K, pitch], of the sums by rounding; later the matrix of the spectral term
   Real* rates;     // [kinds, chunk, pitch]
@@ -81,7 +90,8 @@ struct SmallBlock {
         words(static_cast<int>(shape.chunk) / device::kWarp),
         kinds(has_charges(task) ? 2 : 1),
         chunk(static_cast<int>(shape.chunk)) {
-    sums = device::shared_memory<Real>();
+    losses = device::shared_memory<double>();
+    sums = reinterpret_cast<Real*>(losses + 1);
     lost = sums + cells();
     rates = lost + cells();
     key = reinterpret_cast<int*>(rates + kinds * chunk * pitch);
@@ -93,7 +103,7 @@ struct SmallBlock {
   static size_t bytes(const ClassTask& task, const SmallShape& shape) {
     const size_t classes = task.classes;
     const size_t reals = (has_charges(task) ? 2 : 1) * (classes + 1) * (2 * classes + shape.chunk);
-    return reals * sizeof(Real) + 4 * shape.chunk + classes * (shape.chunk / 8);
+    return sizeof(double) + reals * sizeof(Real) + 4 * shape.chunk + classes * (shape.chunk / 8);
   }
 };
 
@@ -475,16 +485,53 @@ FK_DEVICE void small_terms(const ClassTask& task, int64_t problem, const ClassSa
   }
 }
 
+// Adds the sums of the blocks of a cluster, a share of them in each block, into those of its first. Returns the losses of
+// all, in the first thread of that block.
+template <typename Real>
+FK_DEVICE double add_cluster(const SmallBlock<Real>& block, double losses, int rank, int blocks) {
+  const double sum = block_sum(losses);
+  if (device::thread() == 0) {
+    *block.losses = sum;
+  }
+  device::cluster_barrier();
+  Real* added = device::shared_of(0, block.lost);
+  for (int cell = rank * kSmallThreads + device::thread(); cell < block.cells(); cell += blocks * kSmallThreads) {
+    Real all = 0;
+    Real lost = 0;
+    for (int other = 0; other < blocks; ++other) {
+      add_exactly(device::shared_of(other, block.sums)[cell], all, lost);
+    }
+    added[cell] = all;
+  }
+  double all_losses = 0;
+  for (int other = 0; other < blocks && rank == 0 && device::thread() == 0; ++other) {
+    all_losses += *device::shared_of(other, block.losses);
+  }
+  device::cluster_barrier();  // nobody reads another block's memory any more, which may be gone
+  for (int cell = device::thread(); cell < block.cells() && rank == 0; cell += kSmallThreads) {
+    block.sums[cell] = block.lost[cell];
+  }
+  device::barrier();
+  return all_losses;
+}
+
 template <typename Real>
 FK_KERNEL(kSmallThreads) class_terms_small(FK_CONSTANT(ClassTask) task, SmallShape shape) {
   FK_SHARED(SmallSlots, slots);
   const int64_t problem = device::block() / shape.stretches;
-  const int64_t begin = (device::block() - problem * shape.stretches) * shape.stretch;
+  const int rank = static_cast<int>(device::block() - problem * shape.stretches);
+  const int64_t begin = rank * shape.stretch;
   const int64_t end = begin + shape.stretch < task.samples ? begin + shape.stretch : task.samples;
   const ClassSamples samples(task, problem);
   const SmallBlock<Real> block(task, shape);
-  const double losses = add_samples(task, samples, shape, begin, end, block);
-  if (shape.stretches == 1) {
+  double losses = add_samples(task, samples, shape, begin, end, block);
+  if (shape.clustered) {
+    losses = add_cluster(block, losses, rank, static_cast<int>(shape.stretches));
+    if (rank != 0) {
+      return;
+    }
+  }
+  if (shape.stretches == 1 || shape.clustered) {
     find_slots(block, task.samples >= task.classes, slots);
     small_terms(task, problem, samples, losses, block, slots);
     return;
@@ -506,7 +553,7 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
   FK_SHARED(SmallSlots, slots);
   const int64_t problem = device::block();
   const ClassSamples samples(task, problem);
-  const SmallBlock<Real> block(task, SmallShape{1, 0, 0});
+  const SmallBlock<Real> block(task, SmallShape{});
   const SmallWorkspace<Real> workspace(task, shape);
   const int cells = block.cells();
   for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
@@ -528,15 +575,15 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
 
 template <typename Real>
 int launch_class_terms_small(const ClassTask& task, void* stream) {
-  const SmallShape shape = small_shape(task, sizeof(Real));
-  const device::Grid grid{task.problems * shape.stretches, kSmallThreads, SmallBlock<Real>::bytes(task, shape)};
+  const SmallShape shape = small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>));
+  const device::Grid grid{task.problems * shape.stretches, kSmallThreads, SmallBlock<Real>::bytes(task, shape),
+                          shape.clustered ? static_cast<int>(shape.stretches) : 1};
   const int error = device::launch(class_terms_small<Real>, grid, stream, task, shape);
-  if (error != 0 || shape.stretches == 1) {
+  if (error != 0 || shape.stretches == 1 || shape.clustered) {
     return error;
   }
-  const SmallShape none{1, 0, 0};
-  return device::launch(class_terms_combine<Real>, {task.problems, kSmallThreads, SmallBlock<Real>::bytes(task, none)}, stream,
-                        task, shape);
+  const device::Grid combine{task.problems, kSmallThreads, SmallBlock<Real>::bytes(task, SmallShape{})};
+  return device::launch(class_terms_combine<Real>, combine, stream, task, shape);
 }
 
 }  // namespace fairkernels

@@ -22,15 +22,19 @@ struct AsGiven {
   using Type = T;
 };
 
+constexpr int kPortableCluster = 8;  // blocks that every GPU with clusters can run together
+
 struct Grid {
   int64_t blocks;
   int threads;
   size_t shared_bytes = 0;  // of a block, beside what the kernel declares
+  int cluster = 1;          // so many blocks in a row see each other's shared memory
 };
 
 }  // namespace fairkernels::device
 
 #if defined(__CUDACC__)
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #define FK_DEVICE __device__ __forceinline__
@@ -58,6 +62,23 @@ FK_DEVICE int64_t blocks() {
 
 FK_DEVICE void barrier() {
   __syncthreads();
+}
+
+// Of all threads of a cluster. Where there are none, nothing asks for it (most_cluster).
+FK_DEVICE void cluster_barrier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cooperative_groups::this_cluster().sync();
+#endif
+}
+
+// What lies in the block `rank` of the cluster where `own` lies in this one, in the memory that the launch has asked for.
+template <typename T>
+FK_DEVICE T* shared_of(int rank, T* own) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().map_shared_rank(own, rank);
+#else
+  return own;
+#endif
 }
 
 FK_DEVICE void warp_barrier(unsigned lanes = kAllLanes) {
@@ -128,9 +149,30 @@ int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typenam
       return error;
     }
   }
-  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, grid.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-      arguments...);
-  return cudaGetLastError();
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster;
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(grid.blocks);
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// How many blocks of a kernel may form a cluster on this GPU, in the code that it runs: 1 where it knows none.
+template <typename... Parameters>
+int most_cluster(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+    cudaGetLastError();
+    return 1;
+  }
+  return attributes.ptxVersion >= 90 ? kPortableCluster : 1;
 }
 
 // Of a block, with what its kernel declares; 48 KiB where nobody knows.

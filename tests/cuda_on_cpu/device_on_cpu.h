@@ -1,13 +1,14 @@
-// Stands in for the part of csrc/support/device.h that needs a GPU: blocks one after the other, the threads of a block
-// as fibers on one thread of the CPU, in forward, reversed or random order (FAIRKERNELS_FIBERS). A fiber runs until it
-// waits for others, so races in memory do not show; what shows are barriers and votes that not all take part in, wrong
-// lane masks, shared memory that is written out of bounds (under AddressSanitizer also read) or read before it is
-// written: it begins as NaN.
+// Stands in for the part of csrc/support/device.h that needs a GPU: blocks, or clusters of blocks, one after the other,
+// their threads as fibers on one thread of the CPU, in forward, reversed or random order (FAIRKERNELS_FIBERS). A fiber
+// runs until it waits for others, so races in memory do not show; what shows are barriers and votes that not all take
+// part in, wrong lane masks, shared memory that is written out of bounds (under AddressSanitizer also read) or read
+// before it is written: it begins as NaN.
 #pragma once
 
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -22,6 +23,11 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#define FK_SANITIZED true
+#define FK_TELL_SANITIZER(call) call
+#else
+#define FK_SANITIZED false
+#define FK_TELL_SANITIZER(call)
 #endif
 
 #define FK_DEVICE inline
@@ -40,6 +46,12 @@ struct Site {
   std::string text() const { return std::string(file) + ":" + std::to_string(line); }
 };
 
+inline const std::string& order() {
+  static const char* given = std::getenv("FAIRKERNELS_FIBERS");
+  static const std::string order = given != nullptr ? given : "forward";
+  return order;
+}
+
 #define FK_SITE Site site = {__builtin_FILE(), __builtin_LINE()}
 
 // Memory of a block, with a guard behind it where no sanitizer watches.
@@ -50,25 +62,36 @@ class SharedMemory {
     std::memset(data_.get() + bytes_, kPattern, kGuard);
   }
 
-  void* data() { return data_.get(); }
+  unsigned char* data() { return data_.get(); }
   bool intact() const {
-    for (size_t i = 0; i < kGuard; ++i) {
-      if (data_[bytes_ + i] != kPattern) {
-        return false;
-      }
-    }
-    return true;
+    const unsigned char* guard = data_.get() + bytes_;
+    return std::all_of(guard, guard + kGuard, [](unsigned char byte) { return byte == kPattern; });
   }
 
  private:
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr size_t kGuard = 0;
-#else
-  static constexpr size_t kGuard = 256;
-#endif
+  static constexpr size_t kGuard = FK_SANITIZED ? 0 : 256;
   static constexpr unsigned char kPattern = 0xa5;
   size_t bytes_;
   std::unique_ptr<unsigned char[]> data_;
+};
+
+struct Block;
+
+struct Fiber {
+  int thread;
+  Block* block;
+  bool done = false;
+  bool started = false;
+  jmp_buf place;
+  ucontext_t context;
+  unsigned char* stack = nullptr;
+  void* fake_stack = nullptr;  // of AddressSanitizer
+};
+
+// Where all threads of a block, or of a cluster of blocks, wait for each other.
+struct Barrier {
+  Site site{};
+  std::vector<Fiber*> arrived;
 };
 
 // Lanes of a warp that have come to the same exchange.
@@ -79,31 +102,33 @@ struct Exchange {
   uint64_t taken[kWarp];
 };
 
-class Block;
+class Cluster;
 
-struct Fiber {
-  int thread;
-  Block* block;
-  std::function<void()> body;
-  bool done = false;
-  bool started = false;
-  jmp_buf place;
-  ucontext_t context;
-  unsigned char* stack = nullptr;
-  void* fake_stack = nullptr;  // of AddressSanitizer
+struct Block {
+  Cluster* cluster;
+  int64_t number;
+  SharedMemory dynamic;
+  std::map<std::tuple<const char*, int, size_t>, std::unique_ptr<SharedMemory>> declared{};
+  std::vector<Fiber*> fibers{};
+  Barrier barrier{};
+  std::vector<std::map<unsigned, Exchange>> exchanges{};  // of each warp, by their lanes
 };
 
-// Runs the fibers of one block; the one of this thread that is running is current().
-class Block {
+// Runs the fibers of blocks that know each other, mostly of a single one. The one that is running is current().
+class Cluster {
  public:
-  Block(int64_t number, Grid grid, const std::function<void()>& body)
-      : number_(number), grid_(grid), dynamic_(grid.shared_bytes), exchanges_((grid.threads + kWarp - 1) / kWarp) {
-    for (int thread = 0; thread < grid.threads; ++thread) {
-      fibers_.push_back(std::make_unique<Fiber>());
-      fibers_.back()->thread = thread;
-      fibers_.back()->block = this;
-      fibers_.back()->body = body;
-      fibers_.back()->stack = stack_of(thread);
+  Cluster(int64_t first, const Grid& grid, const std::function<void()>& kernel) : grid_(grid), kernel_(kernel) {
+    for (int i = 0; i < grid.cluster * grid.threads; ++i) {
+      if (i % grid.threads == 0) {
+        const int64_t number = first + i / grid.threads;
+        blocks_.push_back(std::make_unique<Block>(Block{this, number, SharedMemory(grid.shared_bytes)}));
+        blocks_.back()->exchanges.resize((grid.threads + kWarp - 1) / kWarp);
+      }
+      Block* block = blocks_.back().get();
+      fibers_.push_back(std::make_unique<Fiber>(Fiber{i % grid.threads, block}));
+      fibers_.back()->stack = stack_of(i);
+      block->fibers.push_back(fibers_.back().get());
+      ready_.push_back(fibers_.back().get());
     }
   }
 
@@ -114,54 +139,37 @@ class Block {
 
   // The error, empty for none.
   std::string run() {
-    for (auto& fiber : fibers_) {
-      ready_.push_back(fiber.get());
-    }
     while (!ready_.empty() && error_.empty()) {
       resume(next());
     }
     current() = nullptr;
-    release_stacks();
+    for ([[maybe_unused]] auto& fiber : fibers_) {
+      FK_TELL_SANITIZER(__asan_unpoison_memory_region(fiber->stack, kStack));
+    }
     if (error_.empty() && finished_ < fibers_.size()) {
       error_ = waiting_text();
     }
-    for (auto& memory : declared_) {
-      if (error_.empty() && !memory.second->intact()) {
-        error_ = "shared memory is written out of bounds, declared at " + std::string(std::get<0>(memory.first)) + ":" +
-                 std::to_string(std::get<1>(memory.first));
-      }
-    }
-    if (error_.empty() && !dynamic_.intact()) {
-      error_ = "the shared memory of the launch is written out of bounds";
-    }
-    return error_;
+    return error_.empty() ? overwritten() : error_;
   }
 
-  int64_t number() const { return number_; }
   const Grid& grid() const { return grid_; }
-  void* dynamic() { return dynamic_.data(); }
+  Block* block(int rank) { return blocks_.at(rank).get(); }
 
-  void* declared(const char* file, int line, size_t bytes) {
-    auto& memory = declared_[{file, line, bytes}];
-    if (!memory) {
-      memory = std::make_unique<SharedMemory>(bytes);
+  void wait_at(Barrier& barrier, size_t expected, Site site) {
+    if (barrier.arrived.empty()) {
+      barrier.site = site;
+    } else if (!(barrier.site == site)) {
+      stop("divergent barrier: threads wait at " + barrier.site.text() + " and at " + site.text());
     }
-    return memory->data();
-  }
-
-  void barrier(Site site) {
-    if (arrived_.empty()) {
-      barrier_site_ = site;
-    } else if (!(barrier_site_ == site)) {
-      stop("divergent barrier: threads wait at " + barrier_site_.text() + " and at " + site.text());
-    }
-    arrived_.push_back(current());
-    if (arrived_.size() == fibers_.size()) {
-      ready_.insert(ready_.end(), arrived_.begin(), arrived_.end());
-      arrived_.clear();
+    barrier.arrived.push_back(current());
+    if (barrier.arrived.size() == expected) {
+      ready_.insert(ready_.end(), barrier.arrived.begin(), barrier.arrived.end());
+      barrier.arrived.clear();
     }
     wait();
   }
+
+  void wait_for_all(Site site) { wait_at(barrier_, fibers_.size(), site); }
 
   // Gives a value to the other lanes and returns theirs, once all of them have come.
   const uint64_t* exchange(uint64_t value, unsigned lanes, Site site) {
@@ -170,7 +178,7 @@ class Block {
     if ((lanes >> lane & 1) == 0) {
       stop("wrong lane mask: lane " + std::to_string(lane) + " is not in its own mask at " + site.text());
     }
-    Exchange& exchange = exchanges_[warp][lanes];
+    Exchange& exchange = current()->block->exchanges[warp][lanes];
     if (exchange.arrived == 0) {
       exchange.site = site;
     } else if (!(exchange.site == site)) {
@@ -182,7 +190,7 @@ class Block {
       std::memcpy(exchange.taken, exchange.given, sizeof(exchange.given));
       for (int other = 0; other < kWarp; ++other) {
         if ((lanes >> other & 1) != 0) {
-          ready_.push_back(fibers_[warp * kWarp + other].get());
+          ready_.push_back(current()->block->fibers[warp * kWarp + other]);
         }
       }
       exchange.arrived = 0;
@@ -200,23 +208,17 @@ class Block {
  private:
   static constexpr size_t kStack = 256 << 10;
 
-  static unsigned char* stack_of(int thread) {
+  static unsigned char* stack_of(int fiber) {
     static thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
-    while (stacks.size() <= static_cast<size_t>(thread)) {
+    while (stacks.size() <= static_cast<size_t>(fiber)) {
       stacks.emplace_back(new unsigned char[kStack]);
     }
-    return stacks[thread].get();
+    return stacks[fiber].get();
   }
 
   Fiber* next() {
-    static const std::string order = std::getenv("FAIRKERNELS_FIBERS") ? std::getenv("FAIRKERNELS_FIBERS") : "forward";
     static std::minstd_rand random;
-    size_t place = 0;
-    if (order == "reversed") {
-      place = ready_.size() - 1;
-    } else if (order == "random") {
-      place = random() % ready_.size();
-    }
+    const size_t place = order() == "reversed" ? ready_.size() - 1 : order() == "random" ? random() % ready_.size() : 0;
     Fiber* fiber = ready_[place];
     ready_.erase(ready_.begin() + static_cast<ptrdiff_t>(place));
     return fiber;
@@ -226,23 +228,18 @@ class Block {
   // takes a longjmp for an unwinding.
   void resume(Fiber* fiber) {
     current() = fiber;
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, fiber->stack, kStack);
-    if (!fiber->started) {
-      begin(fiber);
-    }
-    swapcontext(&scheduler_context_, &fiber->context);
-    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#else
-    if (_setjmp(scheduler_place_) == 0) {
-      if (fiber->started) {
+    [[maybe_unused]] void* fake_stack = nullptr;
+    FK_TELL_SANITIZER(__sanitizer_start_switch_fiber(&fake_stack, fiber->stack, kStack));
+    if (FK_SANITIZED || _setjmp(scheduler_place_) == 0) {
+      if (!FK_SANITIZED && fiber->started) {
         _longjmp(fiber->place, 1);
       }
-      begin(fiber);
-      setcontext(&fiber->context);
+      if (!fiber->started) {
+        begin(fiber);
+      }
+      swapcontext(&scheduler_context_, &fiber->context);
     }
-#endif
+    FK_TELL_SANITIZER(__sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr));
   }
 
   void begin(Fiber* fiber) {
@@ -251,99 +248,116 @@ class Block {
     fiber->context.uc_stack.ss_sp = fiber->stack;
     fiber->context.uc_stack.ss_size = kStack;
     fiber->context.uc_link = nullptr;
-    makecontext(&fiber->context, &Block::enter, 0);
+    makecontext(&fiber->context, &Cluster::enter, 0);
   }
 
   static void enter() {
     Fiber* fiber = current();
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &fiber->block->scheduler_stack_, &fiber->block->scheduler_size_);
-#endif
-    fiber->body();
+    Cluster* cluster = fiber->block->cluster;
+    FK_TELL_SANITIZER(__sanitizer_finish_switch_fiber(nullptr, &cluster->scheduler_stack_, &cluster->scheduler_size_));
+    cluster->kernel_();
     fiber->done = true;
-    ++fiber->block->finished_;
-    fiber->block->wait();
+    ++cluster->finished_;
+    cluster->wait();
   }
 
   void wait() {
     Fiber* fiber = current();
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(fiber->done ? nullptr : &fiber->fake_stack, scheduler_stack_, scheduler_size_);
-    swapcontext(&fiber->context, &scheduler_context_);
-    __sanitizer_finish_switch_fiber(fiber->fake_stack, &scheduler_stack_, &scheduler_size_);
-#else
-    if (_setjmp(fiber->place) == 0) {
+    [[maybe_unused]] void** fake_stack = fiber->done ? nullptr : &fiber->fake_stack;
+    FK_TELL_SANITIZER(__sanitizer_start_switch_fiber(fake_stack, scheduler_stack_, scheduler_size_));
+    if (FK_SANITIZED) {
+      swapcontext(&fiber->context, &scheduler_context_);
+    } else if (_setjmp(fiber->place) == 0) {
       _longjmp(scheduler_place_, 1);
     }
-#endif
+    FK_TELL_SANITIZER(__sanitizer_finish_switch_fiber(fiber->fake_stack, &scheduler_stack_, &scheduler_size_));
   }
 
-  void release_stacks() {
-#if defined(__SANITIZE_ADDRESS__)
-    for (auto& fiber : fibers_) {
-      __asan_unpoison_memory_region(fiber->stack, kStack);
+  // Empty if nothing was written behind shared memory.
+  std::string overwritten() const {
+    std::string error;
+    for (const auto& block : blocks_) {
+      for (const auto& [place, memory] : block->declared) {
+        const Site site{std::get<0>(place), std::get<1>(place)};
+        error = memory->intact() ? error : "shared memory is written out of bounds, declared at " + site.text();
+      }
+      error = block->dynamic.intact() ? error : "the shared memory of the launch is written out of bounds";
     }
-#endif
+    return error;
   }
 
   std::string waiting_text() const {
     const std::string count = std::to_string(fibers_.size() - finished_) + " of " + std::to_string(fibers_.size());
-    if (!arrived_.empty()) {
-      return "divergent barrier: not all threads come to " + barrier_site_.text() + ", " + count + " wait";
-    }
-    for (const auto& warp : exchanges_) {
-      for (const auto& [lanes, exchange] : warp) {
-        if (exchange.arrived != 0) {
-          return "divergent exchange: not all lanes of the mask come to " + exchange.site.text();
+    const Barrier* barrier = &barrier_;
+    for (const auto& block : blocks_) {
+      barrier = block->barrier.arrived.empty() ? barrier : &block->barrier;
+      for (const auto& warp : block->exchanges) {
+        for (const auto& [lanes, exchange] : warp) {
+          if (exchange.arrived != 0) {
+            return "divergent exchange: not all lanes of the mask come to " + exchange.site.text();
+          }
         }
       }
     }
-    return count + " threads wait for nothing";
+    return "divergent barrier: not all threads come to " + barrier->site.text() + ", " + count + " wait";
   }
 
-  int64_t number_;
   Grid grid_;
-  SharedMemory dynamic_;
-  std::map<std::tuple<const char*, int, size_t>, std::unique_ptr<SharedMemory>> declared_;
+  std::function<void()> kernel_;
+  std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> ready_;
-  std::vector<Fiber*> arrived_;
-  Site barrier_site_{};
-  std::vector<std::map<unsigned, Exchange>> exchanges_;
+  Barrier barrier_;
   size_t finished_ = 0;
   std::string error_;
   jmp_buf scheduler_place_;
   ucontext_t scheduler_context_;
-  const void* scheduler_stack_ = nullptr;
-  size_t scheduler_size_ = 0;
+  [[maybe_unused]] const void* scheduler_stack_ = nullptr;
+  [[maybe_unused]] size_t scheduler_size_ = 0;
 };
 
+inline Block& here() {
+  return *Cluster::current()->block;
+}
+
 inline void* shared_at(const char* file, int line, size_t bytes) {
-  return Block::current()->block->declared(file, line, bytes);
+  auto& memory = here().declared[{file, line, bytes}];
+  memory = memory ? std::move(memory) : std::make_unique<SharedMemory>(bytes);
+  return memory->data();
 }
 
 inline int thread() {
-  return Block::current()->thread;
+  return Cluster::current()->thread;
 }
 
 inline int threads() {
-  return Block::current()->block->grid().threads;
+  return here().cluster->grid().threads;
 }
 
 inline int64_t block() {
-  return Block::current()->block->number();
+  return here().number;
 }
 
 inline int64_t blocks() {
-  return Block::current()->block->grid().blocks;
+  return here().cluster->grid().blocks;
 }
 
 inline void barrier(FK_SITE) {
-  Block::current()->block->barrier(site);
+  here().cluster->wait_at(here().barrier, threads(), site);
+}
+
+inline void cluster_barrier(FK_SITE) {
+  here().cluster->wait_for_all(site);
+}
+
+template <typename T>
+T* shared_of(int rank, T* own) {
+  Block* other = here().cluster->block(rank);
+  return reinterpret_cast<T*>(other->dynamic.data() + (reinterpret_cast<unsigned char*>(own) - here().dynamic.data()));
 }
 
 inline void warp_barrier(unsigned lanes = kAllLanes, FK_SITE) {
-  Block::current()->block->exchange(0, lanes, site);
+  here().cluster->exchange(0, lanes, site);
 }
 
 template <typename T>
@@ -351,10 +365,10 @@ T from_lane(T value, int lane, unsigned lanes = kAllLanes, FK_SITE) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t word = 0;
   std::memcpy(&word, &value, sizeof(T));
-  Block* block = Block::current()->block;
-  const uint64_t* words = block->exchange(word, lanes, site);
+  const uint64_t* words = here().cluster->exchange(word, lanes, site);
   if ((lanes >> (lane & (kWarp - 1)) & 1) == 0) {
-    block->stop("wrong lane mask: lane " + std::to_string(lane) + " is read at " + site.text() + ", it is not in the mask");
+    here().cluster->stop("wrong lane mask: lane " + std::to_string(lane) + " is read at " + site.text() +
+                         ", it is not in the mask");
   }
   std::memcpy(&value, &words[lane & (kWarp - 1)], sizeof(T));
   return value;
@@ -362,16 +376,14 @@ T from_lane(T value, int lane, unsigned lanes = kAllLanes, FK_SITE) {
 
 template <typename T>
 T from_partner(T value, int bits, unsigned lanes = kAllLanes, FK_SITE) {
-  return from_lane(value, (Block::current()->thread % kWarp) ^ bits, lanes, site);
+  return from_lane(value, (thread() % kWarp) ^ bits, lanes, site);
 }
 
 inline unsigned vote(bool yes, unsigned lanes = kAllLanes, FK_SITE) {
-  const uint64_t* words = Block::current()->block->exchange(yes ? 1 : 0, lanes, site);
+  const uint64_t* words = here().cluster->exchange(yes ? 1 : 0, lanes, site);
   unsigned result = 0;
   for (int lane = 0; lane < kWarp; ++lane) {
-    if ((lanes >> lane & 1) != 0 && words[lane] != 0) {
-      result |= 1u << lane;
-    }
+    result |= (lanes >> lane & 1) != 0 && words[lane] != 0 ? 1u << lane : 0;
   }
   return result;
 }
@@ -386,16 +398,14 @@ inline void set_bits(unsigned* word, unsigned bits) {
 
 template <typename T>
 T* shared_memory() {
-  return static_cast<T*>(Block::current()->block->dynamic());
+  return reinterpret_cast<T*>(here().dynamic.data());
 }
 
 inline Bytes16 load16(const void* from) {
   return *static_cast<const Bytes16*>(from);
 }
 
-inline Bytes16 load16_once(const void* from) {
-  return load16(from);
-}
+constexpr auto load16_once = load16;
 
 inline void store16_once(void* to, Bytes16 bytes) {
   *static_cast<Bytes16*>(to) = bytes;
@@ -408,20 +418,22 @@ inline std::string& last_error() {
 
 template <typename... Parameters>
 int launch(void (*kernel)(Parameters...), Grid grid, void*, const typename AsGiven<Parameters>::Type&... arguments) {
-  static const bool backwards = std::getenv("FAIRKERNELS_FIBERS") && std::string(std::getenv("FAIRKERNELS_FIBERS")) != "forward";
-  for (int64_t i = 0; i < grid.blocks; ++i) {
-    Block block(backwards ? grid.blocks - 1 - i : i, grid, [&] { kernel(arguments...); });
-    last_error() = block.run();
-    if (!last_error().empty()) {
-      return 1;
-    }
+  last_error() = grid.blocks % grid.cluster == 0 ? "" : "the last cluster has less blocks than the others";
+  for (int64_t i = 0; i < grid.blocks && last_error().empty(); i += grid.cluster) {
+    const int64_t first = order() == "forward" ? i : grid.blocks - grid.cluster - i;
+    last_error() = Cluster(first, grid, [&] { kernel(arguments...); }).run();
   }
-  return 0;
+  return last_error().empty() ? 0 : 1;
 }
 
 // The least that a GPU has; most have more.
 inline size_t most_shared_memory() {
   return 99 << 10;
+}
+
+template <typename... Parameters>
+int most_cluster(void (*)(Parameters...)) {
+  return kPortableCluster;
 }
 
 inline const char* error_text(int) {

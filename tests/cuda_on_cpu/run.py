@@ -59,18 +59,8 @@ def main() -> int:
     if options.sanitize:
         environment |= sanitized.environment()
     named = f"native and ({' or '.join(operators())})"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        named,
-        *further,
-        str(ROOT / "tests"),
-    ]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", named]
+    command = [*pytest, *further, str(ROOT / "tests")]
     return subprocess.run(command, env=environment, cwd=package, check=False).returncode
 
 

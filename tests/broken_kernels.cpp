@@ -59,6 +59,26 @@ FK_KERNEL(64) read_before_written(float* out) {
   out[device::thread()] = row[device::thread() / 2];
 }
 
+// Clusters of two blocks: each adds what the other has in its shared memory.
+FK_KERNEL(64) right_in_clusters(float* out) {
+  float* own = device::shared_memory<float>();
+  own[device::thread()] = static_cast<float>(device::block());
+  device::cluster_barrier();
+  out[device::thread()] += device::shared_of(0, own)[63] + device::shared_of(1, own)[63];
+}
+
+FK_KERNEL(64) no_barrier_in_clusters(float* out) {
+  float* own = device::shared_memory<float>();
+  own[device::thread()] = static_cast<float>(device::block());
+  out[device::thread()] += device::shared_of(0, own)[63] + device::shared_of(1, own)[63];
+}
+
+FK_KERNEL(64) one_block_stays_away(float*) {
+  if (device::block() != 1) {
+    device::cluster_barrier();
+  }
+}
+
 }  // namespace fairkernels
 
 int main(int, char** arguments) {
@@ -74,8 +94,13 @@ int main(int, char** arguments) {
       {"past_the_end", past_the_end},
       {"past_the_end_of_the_launch", past_the_end_of_the_launch},
       {"read_before_written", read_before_written},
+      {"right_in_clusters", right_in_clusters},
+      {"no_barrier_in_clusters", no_barrier_in_clusters},
+      {"one_block_stays_away", one_block_stays_away},
   };
+  const std::string name = arguments[1];
+  const int blocks = name.find("cluster") != std::string::npos || name == "one_block_stays_away" ? 2 : 1;
   std::vector<float> out(64);
-  const int code = device::launch(kernels.at(arguments[1]), {1, 64, 64 * sizeof(float)}, nullptr, out.data());
+  const int code = device::launch(kernels.at(name), {blocks, 64, 64 * sizeof(float), blocks}, nullptr, out.data());
   std::printf("%s\n", code != 0 ? device::error_text(code) : std::to_string(out[63]).c_str());
 }
