@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fairkernels.functional as FK
-from fairkernels.app.info import flat
+from fairkernels.app.selftest import flat
 from fairkernels.ops import dispatch
 from fairkernels.ops.samples import Maker, Sample
 from fairkernels.ops.schema import OPERATORS, Operator

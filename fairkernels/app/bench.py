@@ -36,7 +36,7 @@ from fairkernels.app.bench_measure import (
     threads,
 )
 from fairkernels.app.bench_rivals import EAGER, Prepared, Problem, Rival, elements, first, handed_on
-from fairkernels.app.report import write_json
+from fairkernels.app.json_file import write_json
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
