@@ -5,6 +5,7 @@ import torch
 from cases import (
     BACKENDS,
     COMPILED,
+    DEVICE,
     DIFFERENTIABLE,
     KERNELS,
     NAMES,
@@ -13,7 +14,9 @@ from cases import (
     flat,
     plain,
     replace_tensors,
+    runs,
     sample,
+    sized,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fairkernels
 import fairkernels.functional as FK
 from fairkernels.app.bench_rivals import handed_on
-from fairkernels.ops.samples import Maker, Sample
+from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
 ONE_OF_EACH = [(name, backend) for name, backend in KERNELS]
@@ -95,7 +98,7 @@ class KernelsThatRan(TorchDispatchMode):
 
 
 @pytest.mark.skipif("native" not in COMPILED, reason="the native library was not built")
-@pytest.mark.parametrize("name", [name for name in NAMES if "native" in OPERATORS[name].kernels])
+@pytest.mark.parametrize("name", [name for name in NAMES if runs("native", name)])
 def test_the_kernel_that_was_asked_for_is_the_one_that_runs(name):
     s = plain(name)
     leaf = s.args[0].clone()
@@ -115,10 +118,6 @@ def test_the_kernel_that_was_asked_for_is_the_one_that_runs(name):
         if name in DIFFERENTIABLE:
             result.sum().backward()
     assert reference.names == []
-
-
-def sized(name, size, dtype=torch.float32):
-    return OPERATORS[name].sized(Maker(dtype), size)
 
 
 def check_compiled(name, backend, compiler, sizes):
@@ -200,16 +199,16 @@ def test_export(name):
 def test_autocast_changes_nothing(name, backend, label):
     s = sample(name, label)
     expected = call(name, s, backend=backend)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         actual = call(name, s, backend=backend)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[0] in DIFFERENTIABLE])
 def test_autocast_training_step(name, backend):
-    weight = torch.eye(5, requires_grad=True)
+    weight = torch.eye(5, device=DEVICE, requires_grad=True)
     first, *rest = sized(name, 5, torch.bfloat16).args
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         outputs = first @ weight
         result = getattr(FK, name)(outputs, *rest, backend=backend)
     assert outputs.dtype == result.dtype == torch.bfloat16
