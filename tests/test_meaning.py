@@ -548,9 +548,9 @@ def test_every_backend_draws_the_same_numbers(backend, seed):
 def test_random_start_is_uniform_in_the_box(backend):
     stats = pytest.importorskip("scipy.stats")
     x = torch.full((8, 3, 32, 32), 0.5, dtype=torch.float64)
-    noise = (FK.random_start(x, eps=0.25, seed=1, backend=backend) - x) / 0.25
-    assert stats.kstest(noise.flatten().cpu().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
-    other = (FK.random_start(x, eps=0.25, seed=2, backend=backend) - x) / 0.25
+    noise = ((FK.random_start(x, eps=0.25, seed=1, backend=backend) - x) / 0.25).cpu()
+    assert stats.kstest(noise.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    other = ((FK.random_start(x, eps=0.25, seed=2, backend=backend) - x) / 0.25).cpu()
     assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.03
 
 
@@ -558,17 +558,13 @@ def test_random_start_is_uniform_in_the_ball(backend):
     stats = pytest.importorskip("scipy.stats")
     dimensions, samples = 12, 4000
     x = torch.full((samples, dimensions), 0.5, dtype=torch.float64)
-    noise = (FK.random_start(x, eps=0.25, norm="l2", seed=1, backend=backend) - x) / 0.25
+    noise = ((FK.random_start(x, eps=0.25, norm="l2", seed=1, backend=backend) - x) / 0.25).cpu()
     radii = noise.norm(dim=1)
     assert radii.max() <= 1 + 1e-12
-    assert (
-        stats.kstest((radii**dimensions).cpu().numpy(), "uniform").pvalue > 1e-3
-    )  # the share of volume below a radius
+    assert stats.kstest((radii**dimensions).numpy(), "uniform").pvalue > 1e-3  # the share of volume below a radius
     angles = noise[:, 0] / radii  # of a random direction with a fixed one
     assert (
-        stats.kstest(
-            ((angles + 1) / 2).cpu().numpy(), stats.beta((dimensions - 1) / 2, (dimensions - 1) / 2).cdf
-        ).pvalue
+        stats.kstest(((angles + 1) / 2).numpy(), stats.beta((dimensions - 1) / 2, (dimensions - 1) / 2).cdf).pvalue
         > 1e-3
     )
     assert noise.mean(0).abs().max() < 4 / math.sqrt(samples * dimensions)
