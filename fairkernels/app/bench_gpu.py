@@ -6,6 +6,7 @@ it runs.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -83,23 +84,23 @@ DRY_RUN: dict[str, tuple[Problem, ...]] = {
 
 @dataclass
 class GpuBench:
-    """A run: cells without the compiler first, as many as there is time for, then the compiler."""
+    """A run, of all but the compiler or of the compiler alone, whose minutes must not be those of the others."""
 
     device: str
     deadline: float
     """On the clock of ``time.time``."""
+    compiler: bool = False
     problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=lambda: PROBLEMS)
     copy: float = 0.0
     """Bytes a second."""
 
     def lines(self) -> Iterator[Line]:
-        """The bandwidth, then every cell as soon as it is there; those of the compiler are cells of their own."""
+        """The bandwidth, then every cell as soon as it is there."""
         on_gpu = self.device == "cuda"
         self.copy = bench_measure.gpu_copy_bandwidth() if on_gpu else bench_measure.copy_bandwidth(1, 16 << 20)
         yield {"copy_gigabytes_per_second": short(self.copy / 1e9)}
-        for rivals_of in (without_compiler, compiler_alone) if on_gpu else (without_compiler,):
-            for case, problem in self.pairs():
-                yield from self.cells(case, problem, rivals_of(case))
+        for case, problem in self.pairs():
+            yield from self.cells(case, problem, compiler_alone(case) if self.compiler else without_compiler(case))
 
     def pairs(self) -> Iterator[tuple[Case, Problem]]:
         for operator, problems in self.problems.items():
@@ -153,15 +154,15 @@ class GpuBench:
                 "gigabytes_per_second": short(speed / 1e9),
                 "share_of_copy": short(speed / self.copy),
                 "launches": self.launches(calls[implementation]),
-                "error": short(errors[implementation][0]),
-                "gradient_error": short(errors[implementation][1]),
+                "error": finite(errors[implementation][0]),
+                "gradient_error": finite(errors[implementation][1]),
             }
         return {implementation: found[implementation] for implementation in rivals}
 
     def why_not(self, task: Task, name: str, rival: Rival) -> str | None:
         if not rival.takes_part(name, task.case.passes):
             return f"not timed {name}"
-        if rival.warms_up and self.is_over():
+        if self.is_over():
             return "no time was left"
         return rival.why_not(task.problem)
 
@@ -182,12 +183,24 @@ class GpuBench:
         }
 
     def launches(self, call: Callable[[], Result]) -> int | None:
-        return sum(bench_measure.launches_of(call).values()) if self.device == "cuda" else None
+        """None where there is no GPU, or a profiler that does not run there."""
+        if self.device != "cuda":
+            return None
+        try:
+            return sum(bench_measure.launches_of(call).values())
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return None
 
 
 def bytes_of(task: Task, name: str) -> int:
     traffic = OPERATORS[task.case.operator].traffic(*task.sample.args, **task.sample.kwargs)
     return traffic.forward + (traffic.backward if name == BOTH else 0)
+
+
+def finite(error: float | None) -> float | None:
+    """JSON has no infinity; what has an infinite error and was not refused is not judged."""
+    return short(error) if error is not None and math.isfinite(error) else None
 
 
 def warmed(call: Callable[[], Result], times: int) -> Result:
@@ -257,7 +270,7 @@ def table(cells: list[Line]) -> str:
         eager = cell["found"].get(EAGER)
         for implementation, found in cell["found"].items():
             if isinstance(found, str):
-                lines += [f"{'':54}{implementation}: {found}"] * (not found.startswith("left out: not timed"))
+                lines += [f"{'':54}{implementation}: {found}"[:118]] * (not found.startswith("left out: not timed"))
                 continue
             ratio = found["microseconds"] / eager["microseconds"] if isinstance(eager, dict) else float("nan")
             launches = "" if found["launches"] is None else found["launches"]

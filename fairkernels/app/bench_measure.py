@@ -286,7 +286,7 @@ class Flush:
     back on somebody else's time."""
 
     def __init__(self) -> None:
-        cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        cache = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 0)
         self.memory = torch.empty(CACHES * max(cache, 32 << 20) // 4, dtype=torch.float32, device="cuda")
 
     def __call__(self) -> None:
