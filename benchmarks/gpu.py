@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 sys.path[:0] = [str(ROOT)]
 
+import torch  # noqa: E402
+
 from fairkernels.app import bench_gpu  # noqa: E402
 from fairkernels.app.json_file import write_json  # noqa: E402
 
@@ -47,7 +49,9 @@ HANGS = 100.0
 
 MOST_FAILURES = 100
 
-OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+OK, FAILED, SKIPPED, CUT = "ok", "failed", "skipped", "cut short"
+
+AT_ITS_LIMIT = "it was ended at its time limit"
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
@@ -74,10 +78,9 @@ class Run:
         kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FAIRKERNELS_BACKEND")}
         return {
             **kept,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             **more,
         }
 
@@ -124,14 +127,16 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def step_process(run: Run, name: str, until: float, *arguments: str) -> tuple[list[dict[str, Any]], str | None]:
-    """What ``gpu_steps.py`` wrote, and why it did not come to its end, if it did not."""
-    into, log = run.folder / f"{name}.jsonl", run.folder / f"{name}.log"
-    command = [sys.executable, ROOT / "benchmarks/gpu_steps.py", name, "--into", into, *arguments]
+def step_process(
+    run: Run, step: str, until: float, *arguments: str, name: str | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What a step of ``gpu_steps.py`` wrote, and why it did not come to its end, if it did not."""
+    into, log = run.folder / f"{name or step}.jsonl", run.folder / f"{name or step}.log"
+    command = [sys.executable, ROOT / "benchmarks/gpu_steps.py", step, "--into", into, *arguments]
     process = start(command, log, run.environment())
     ended = wait(process, until)
     if not ended:
-        return lines_of(into), "it was ended at its time limit"
+        return lines_of(into), AT_ITS_LIMIT
     if process.returncode != 0:
         return lines_of(into), f"exit code {process.returncode}: " + " | ".join(tail(log, 3))
     return lines_of(into), None
@@ -152,8 +157,10 @@ def run_tests(run: Run, name: str, until: float, shares: int, *arguments: str) -
     for worker in workers:
         worker.join()
     found = summed(line for path in outcomes for line in lines_of(path))
-    if not found["collected"]:
-        found["log"] = tail(run.folder / f"{name}-0.log")
+    for path in outcomes:
+        if not lines_of(path):
+            found["status"] = FAILED
+            found["failures"].append(f"{path.stem} has run nothing: " + " | ".join(tail(path.with_suffix(".log"), 5)))
     return found
 
 
@@ -163,13 +170,14 @@ def run_share(run: Run, name: str, until: float, share: str, outcomes: Path, arg
         FAIRKERNELS_OUTCOMES=str(outcomes),
         FAIRKERNELS_DEADLINE=str(until - GRACE),
         FAIRKERNELS_TEST_DEVICE="cpu" if run.dry else "cuda",
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",  # what PyTorch wants of it to be deterministic
     )
     options = ["-p", "outcomes", "-p", "no:cacheprovider", "-q", "--continue-on-collection-errors"]
     while time.time() < until - GRACE:
         before = began(outcomes)
-        process = start(
-            [sys.executable, "-m", "pytest", *options, *arguments], outcomes.with_suffix(".log"), environment
-        )
+        command = [sys.executable, "-m", "pytest", *options, *arguments]
+        process = start(command, outcomes.with_suffix(".log"), environment)
         while process.poll() is None and time.time() < until and not hangs(outcomes):
             time.sleep(0.2)
         came_to_its_end = process.poll() is not None and 0 <= process.returncode <= 5
@@ -237,7 +245,7 @@ def build(run: Run, until: float) -> dict[str, Any]:
     ended = wait(process, until)
     facts["build_seconds"] = round(time.time() - began, 1)
     if not ended or process.returncode != 0:
-        reason = "it was ended at its time limit" if not ended else f"exit code {process.returncode}"
+        reason = f"exit code {process.returncode}" if ended else AT_ITS_LIMIT
         return {"status": FAILED, "reason": reason, **facts, "log": tail(log, 40)}
     return {"status": OK, **facts, "library_bytes": library.stat().st_size}
 
@@ -311,8 +319,8 @@ def sanitized(log: Path, process: subprocess.Popen[bytes], ended: bool) -> dict[
     """What a tool has found. Errors in kernels that are not ours are listed, and are not ours."""
     text = log.read_text(errors="replace")
     said = [line for line in text.splitlines() if line.startswith("=========")]
-    if "not supported" in text:
-        return {"status": SKIPPED, "reason": next(line for line in said if "not supported" in line), "said": said[:10]}
+    if "Device not supported" in text:
+        return {"status": SKIPPED, "reason": "the tool does not support this device", "said": said[:10]}
     ours = sum("fairkernels" in line for line in said)
     summary = next((line for line in reversed(said) if "SUMMARY" in line), None)
     if not ended or summary is None:
@@ -330,8 +338,21 @@ def selftest(run: Run, until: float) -> dict[str, Any]:
 
 
 def bench(run: Run, until: float) -> dict[str, Any]:
-    lines, problem = step_process(run, "bench", until, "--deadline", str(until - 2 * GRACE))
-    facts, cells = lines[:1], bench_gpu.merged(lines[1:])
+    return benchmark(run, "bench", until)
+
+
+def compiler(run: Run, until: float) -> dict[str, Any]:
+    """``torch.compile`` on the same cells; to be cut short is no failure, it may compile for long."""
+    if run.dry:
+        return {"status": SKIPPED, "reason": "no GPU"}
+    found = benchmark(run, "compiler", until, "--compiler")
+    return {**found, "status": CUT} if found["reason"] == AT_ITS_LIMIT and not found["failures"] else found
+
+
+def benchmark(run: Run, name: str, until: float, *options: str) -> dict[str, Any]:
+    deadline = ("--deadline", str(until - 2 * GRACE))
+    lines, problem = step_process(run, "bench", until, *deadline, *options, name=name)
+    facts, cells = lines[:1], lines[1:]
     wrong = bench_gpu.failures(cells)
     status = FAILED if problem or wrong else OK
     return {"status": status, "reason": problem, "failures": wrong, **(facts[0] if facts else {}), "cells": cells}
@@ -353,9 +374,10 @@ STEPS = (
     Step("suite", suite, 60, 180),
     Step("gpu", gpu_tests, 25, 50),
     Step("large", large, 15, 40),
-    Step("sanitizers", sanitizers, 30, 75),
+    Step("sanitizers", sanitizers, 30, 90),
     Step("selftest", selftest, 20, 40),
-    Step("bench", bench, 110, 240),
+    Step("bench", bench, 100, 150),
+    Step("compiler", compiler, 40, 150),
 )
 
 
@@ -374,12 +396,6 @@ def take(run: Run, step: Step, later: Iterable[Step]) -> dict[str, Any]:
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
-
-
-def has_gpu() -> bool:
-    """Asked in a process of its own: who forks later must not have touched the GPU."""
-    command = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().endswith("True")
 
 
 def output_folder(run: Run) -> Path:
@@ -411,21 +427,21 @@ def report(content: Mapping[str, Any]) -> str:
     lines = []
     for name, step in content["steps"].items():
         lines += [f"{name}: {failure}" for failure in step.get("failures", ())[:20]]
-    bench = content["steps"].get("bench", {})
-    if bench.get("cells"):
-        copy = bench.get("copy_gigabytes_per_second")
-        lines += ["", f"Benchmark; a copy reaches {copy} GB/s", bench_gpu.table(bench["cells"])]
-    lines += ["", f"{'step':<11} {'':<8} {'seconds':>8}"]
+    timed = [content["steps"].get(name, {}) for name in ("bench", "compiler")]
+    cells = bench_gpu.merged([cell for step in timed for cell in step.get("cells", ())])
+    if cells:
+        copy = timed[0].get("copy_gigabytes_per_second")
+        lines += ["", f"Benchmark; a copy reaches {copy} GB/s", bench_gpu.table(cells)]
+    lines += ["", f"{'step':<11} {'':<9} {'seconds':>8}"]
     for name, step in content["steps"].items():
-        lines.append(f"{name:<11} {step['status']:<8} {step['seconds']:>8} {about(step)}".rstrip())
+        lines.append(f"{name:<11} {step['status']:<9} {step['seconds']:>8} {about(step)}".rstrip())
     return "\n".join(lines)
 
 
 def about(step: Mapping[str, Any]) -> str:
     """A step in a few words."""
-    parts = [
-        f"{step[key]} {key.replace('_', ' ')}" for key in ("passed", "failed", "skipped", "not_run") if key in step
-    ]
+    counts = ("passed", "failed", "skipped", "not_run")
+    parts = [f"{step[key]} {key.replace('_', ' ')}" for key in counts if key in step]
     parts += [f"{tool} {step[tool]['status']}" for tool in SANITIZERS if tool in step]
     parts += [str(step["reason"])[:150]] if "reason" in step else []
     return ", ".join(parts)
@@ -441,7 +457,7 @@ def main() -> int:
 
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(options.dry_run or not has_gpu(), Path(folder), began + 60 * options.minutes)
+        run = Run(options.dry_run or not torch.cuda.is_available(), Path(folder), began + 60 * options.minutes)
         if run.dry:
             print("A dry run on the CPU: its figures mean nothing.", flush=True)
         for number, step in enumerate(chosen):

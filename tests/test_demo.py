@@ -4,8 +4,14 @@ import json
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
+
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fairkernels import functional as FK
