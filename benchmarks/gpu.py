@@ -180,14 +180,23 @@ def run_share(run: Run, name: str, until: float, share: str, outcomes: Path, arg
         process = start(command, outcomes.with_suffix(".log"), environment)
         while process.poll() is None and time.time() < until and not hangs(outcomes):
             time.sleep(0.2)
+        if process.poll() is None and time.time() >= until:
+            end(process)
+            note(outcomes, cut=began(outcomes)[-1:])
+            return
         came_to_its_end = process.poll() is not None and 0 <= process.returncode <= 5
         end(process)
         if came_to_its_end or began(outcomes) == before:
             return
 
 
-def began(outcomes: Path) -> int:
-    return sum("began" in line for line in lines_of(outcomes))
+def began(outcomes: Path) -> list[str]:
+    return [line["began"] for line in lines_of(outcomes) if "began" in line]
+
+
+def note(outcomes: Path, **line: Any) -> None:
+    with outcomes.open("a") as file:
+        file.write("\n" + json.dumps(line) + "\n")
 
 
 def hangs(outcomes: Path) -> bool:
@@ -195,9 +204,11 @@ def hangs(outcomes: Path) -> bool:
 
 
 def summed(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Counts, failures with the first line of the error, reasons of what was skipped, what did not run."""
+    """Counts, failures with the first line of the error, reasons of what was skipped, what did not run: a test in which
+    the time was over is no failure."""
     collected, started, outcome, reasons = 0, set(), {}, {}
     for line in lines:
+        started -= {test for test in line.get("cut", ()) if test not in outcome}
         collected += line.get("collected", 0)
         if "began" in line:
             started.add(line["began"])
@@ -465,6 +476,8 @@ def main() -> int:
             run.steps[step.name] = take(run, step, chosen[number + 1 :])
             print(f"{run.steps[step.name]['status']}, {run.steps[step.name]['seconds']} s", flush=True)
             save(run, time.time() - began)
+        if "OUT" in os.environ:
+            shutil.make_archive(str(output_folder(run) / "make-gpu-logs"), "gztar", folder)
     content = content_of(run, time.time() - began)
     print(report(content))
     print(f"{content['seconds']} s, wrote {save(run, content['seconds'])}")

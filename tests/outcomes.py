@@ -13,10 +13,12 @@ would mean anything. Started again it goes on behind that test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 class Outcomes:
     def __init__(self, number: int, count: int, path: Path, deadline: float) -> None:
         self.number, self.count, self.deadline = number, count, deadline
-        earlier = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        self.began = {line["began"] for line in earlier if "began" in line}
+        self.began = set(began(path))
         self.file = path.open("a", buffering=1)
+        self.file.write("\n")  # the last line may have been cut short
         self.failed = False
 
     def write(self, **line: Any) -> None:
@@ -61,7 +63,9 @@ class Outcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
             self.write(test=report.nodeid, outcome=report.outcome, why=why(report), seconds=round(report.duration, 3))
-        self.failed |= report.failed
+        if report.failed:
+            self.write(traceback=report.longreprtext[-5000:], of=report.nodeid)
+            self.failed = True
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         if time.time() > self.deadline:
@@ -72,6 +76,13 @@ class Outcomes:
             self.write(lost=nodeid)
             self.file.close()
             os._exit(LOST)
+
+
+def began(path: Path) -> Iterator[str]:
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            if line and "began" in (found := json.loads(line)):
+                yield found["began"]
 
 
 def topic(item: pytest.Item) -> str:

@@ -72,7 +72,7 @@ def test_a_dry_run_needs_little_and_writes_the_whole_file(python, gpu, tmp_path)
     done = python("benchmarks/gpu.py", "--dry-run", OUT=str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
 
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("*.json")
     content = json.loads(path.read_text())
     steps = content["steps"]
     assert path.name == f"dry-run-gpu-{content['date']}.json"
@@ -173,6 +173,14 @@ def test_what_did_not_begin_before_the_deadline_is_counted(gpu):
     lines = [{"collected": 5}, {"began": "a"}, {"test": "a", "outcome": "passed", "why": "", "seconds": 0.1}]
     found = gpu.summed(lines)
     assert (found["passed"], found["not_run"], found["status"]) == (1, 4, "ok")
+
+
+def test_a_test_in_which_the_time_was_over_did_not_run(gpu, tmp_path):
+    lines = [{"collected": 3}, {"began": "a"}, {"test": "a", "outcome": "passed", "why": ""}, {"began": "b"}]
+    (tmp_path / "outcomes").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"began": "b')
+    gpu.note(tmp_path / "outcomes", cut=gpu.began(tmp_path / "outcomes")[-1:])
+    found = gpu.summed(gpu.lines_of(tmp_path / "outcomes"))
+    assert (found["passed"], found["failed"], found["not_run"]) == (1, 0, 2)
 
 
 def test_no_test_at_all_is_a_failure(gpu):
