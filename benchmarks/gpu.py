@@ -49,6 +49,9 @@ HANGS = 100.0
 
 MOST_FAILURES = 100
 
+PROCESSES: list[subprocess.Popen[bytes]] = []
+"""All that were started."""
+
 OK, FAILED, SKIPPED, CUT = "ok", "failed", "skipped", "cut short"
 
 AT_ITS_LIMIT = "it was ended at its time limit"
@@ -88,7 +91,7 @@ class Run:
 def start(command: Iterable[str | Path], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """In a session of its own, so that it can be ended with all that it has started."""
     with log.open("ab") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
             env=dict(environment),
@@ -96,12 +99,21 @@ def start(command: Iterable[str | Path], log: Path, environment: Mapping[str, st
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    PROCESSES.append(process)
+    return process
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def end_all() -> None:
+    """A step leaves nothing behind, nor does who is stopped in one."""
+    while PROCESSES:
+        end(PROCESSES.pop())
 
 
 def wait(process: subprocess.Popen[bytes], until: float) -> bool:
@@ -149,7 +161,7 @@ def run_tests(run: Run, name: str, until: float, shares: int, *arguments: str) -
     """Some processes share the tests; one that breaks down or hangs is started again behind the test that did it."""
     outcomes = [run.folder / f"{name}-{number}.jsonl" for number in range(shares)]
     workers = [
-        threading.Thread(target=run_share, args=(run, name, until, f"{number}/{shares}", path, arguments))
+        threading.Thread(target=run_share, args=(run, name, until, f"{number}/{shares}", path, arguments), daemon=True)
         for number, path in enumerate(outcomes)
     ]
     for worker in workers:
@@ -171,6 +183,7 @@ def run_share(run: Run, name: str, until: float, share: str, outcomes: Path, arg
         FAIRKERNELS_DEADLINE=str(until - GRACE),
         FAIRKERNELS_TEST_DEVICE="cpu" if run.dry else "cuda",
         PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+        TORCHINDUCTOR_COMPILE_THREADS="1",
         CUBLAS_WORKSPACE_CONFIG=":4096:8",  # what PyTorch wants of it to be deterministic
     )
     options = ["-p", "outcomes", "-p", "no:cacheprovider", "-q", "--continue-on-collection-errors"]
@@ -304,7 +317,7 @@ def sanitizers(run: Run, until: float) -> dict[str, Any]:
     device = "cpu" if run.dry else "cuda"
     environment = run.environment(FAIRKERNELS_TEST_DEVICE=device, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     plain = start([sys.executable, smoke, "--into", into], log, environment)
-    tool = shutil.which("compute-sanitizer")
+    tool = cuda_tool("compute-sanitizer")
     reason = "no GPU" if run.dry else None if tool else "there is no compute-sanitizer"
     watched = {}
     if reason is None:
@@ -324,6 +337,14 @@ def sanitizers(run: Run, until: float) -> dict[str, Any]:
             found[name] = {"status": SKIPPED, "reason": reason}
     results = [value["status"] for value in found.values() if isinstance(value, dict)]
     return {"status": FAILED if FAILED in results else SKIPPED if set(results) == {SKIPPED} else OK, **found}
+
+
+def cuda_tool(name: str) -> str | None:
+    """On the PATH or where CUDA is."""
+    nvcc = shutil.which("nvcc")
+    places = [os.environ.get("PATH"), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
+    places += [str(Path(nvcc).resolve().parent)] if nvcc else []
+    return shutil.which(name, path=os.pathsep.join(filter(None, places)))
 
 
 def sanitized(log: Path, process: subprocess.Popen[bytes], ended: bool) -> dict[str, Any]:
@@ -382,13 +403,13 @@ class Step:
 STEPS = (
     Step("machine", machine, 10, 60),
     Step("build", build, 60, 230),
-    Step("suite", suite, 60, 180),
-    Step("gpu", gpu_tests, 25, 50),
-    Step("large", large, 15, 40),
+    Step("suite", suite, 50, 180),
+    Step("gpu", gpu_tests, 40, 60),
+    Step("large", large, 30, 45),
     Step("sanitizers", sanitizers, 30, 90),
-    Step("selftest", selftest, 20, 40),
-    Step("bench", bench, 100, 150),
-    Step("compiler", compiler, 40, 150),
+    Step("selftest", selftest, 30, 45),
+    Step("bench", bench, 80, 150),
+    Step("compiler", compiler, 45, 150),
 )
 
 
@@ -402,6 +423,8 @@ def take(run: Run, step: Step, later: Iterable[Step]) -> dict[str, Any]:
         found = step.run(run, began + limit)
     except Exception as error:
         found = {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
+    finally:
+        end_all()
     found = {key: value for key, value in found.items() if value is not None}
     return {**found, "seconds": round(time.time() - began, 1), "limit_seconds": round(limit, 1)}
 
@@ -438,6 +461,7 @@ def report(content: Mapping[str, Any]) -> str:
     lines = []
     for name, step in content["steps"].items():
         lines += [f"{name}: {failure}" for failure in step.get("failures", ())[:20]]
+        lines += [f"{name}: {line}" for line in step.get("log", ()) if step["status"] == FAILED]
     timed = [content["steps"].get(name, {}) for name in ("bench", "compiler")]
     cells = bench_gpu.merged([cell for step in timed for cell in step.get("cells", ())])
     if cells:
@@ -466,6 +490,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [step for step in STEPS if step.name in options.steps.split(",")]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options.dry_run or not torch.cuda.is_available(), Path(folder), began + 60 * options.minutes)

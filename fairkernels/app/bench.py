@@ -204,7 +204,7 @@ class Task:
     problem: Problem
     sample: Sample
     upstream: Tensor | None
-    """Gradient of a result that is no scalar."""
+    """Gradient of the result; of a scalar on the CPU there is none."""
     exacts: dict[str, Exact] = field(default_factory=dict)
     """By the options of ours with which a rival agrees."""
 
@@ -212,7 +212,11 @@ class Task:
     def of(cls, case: Case, problem: Problem, device: str = "cpu") -> Task:
         sample = case.call(problem, device)
         shape = first(OPERATORS[case.operator].fake(*handed_on(case.operator, sample))).shape
-        upstream = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) if shape else None
+        upstream = None
+        if shape:
+            upstream = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        elif device == "cuda":  # left to autograd, it would be one more launch
+            upstream = torch.ones(shape, device=device)
         return cls(case, problem, sample, upstream)
 
     @property
