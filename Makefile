@@ -5,9 +5,10 @@
 # make budget    what the GPU kernels need, as compiled: tests/budget.json, docs/triton.md, docs/cuda.md
 # make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
 # make bench     every operator on its whole grid beside all rivals: at most ten minutes, then docs/benchmarks.md
+# make gpu       builds, tests and measures everything on a GPU, in nine minutes, without .venv: docs/gpu.md
 # make docs      docs/operators.md from the operator table and the docstrings
 # make lint      ruff, mypy, import-linter
-# Everything runs in .venv, which is made on first use; a changed kernel is rebuilt on the way.
+# All else runs in .venv, which is made on first use; a changed kernel is rebuilt on the way.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,7 +25,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) -k "triton and not aot"
 ON_CPU := OMP_NUM_THREADS=1 $(BIN)/python tests/cuda_on_cpu/run.py -n auto --maxprocesses 4
 
-.PHONY: demo test test-all budget fuzz bench docs lint
+.PHONY: demo test test-all budget fuzz bench gpu docs lint
 
 demo: .venv/.ready
 	$(BIN)/fairkernels demo
@@ -51,6 +52,10 @@ fuzz: .venv/.ready
 bench: .venv/.ready
 	$(BIN)/fairkernels bench --output benchmarks/results
 	$(BIN)/python benchmarks/report.py
+
+# With the Python that is there and what is installed for it; nothing is fetched.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 docs: .venv/.ready
 	$(BIN)/python docs/generate.py

@@ -1,7 +1,11 @@
-"""Calls made from the operator table: every operator, every sample, every backend that runs here."""
+"""Calls made from the operator table: every operator, every sample, every backend that runs here.
+
+``FAIRKERNELS_TEST_DEVICE=cuda`` runs the same tests on tensors of a GPU.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,10 +14,15 @@ import torch
 from torch import Tensor
 
 import fairkernels.functional as FK
-from fairkernels.app.info import flat
+from fairkernels.app.selftest import flat
 from fairkernels.ops import dispatch
 from fairkernels.ops.samples import Maker, Sample
 from fairkernels.ops.schema import OPERATORS, Operator
+
+DEVICE = os.environ.get("FAIRKERNELS_TEST_DEVICE") or "cpu"
+ON_GPU = DEVICE == "cuda"
+if ON_GPU and not torch.cuda.is_available():
+    pytest.exit("FAIRKERNELS_TEST_DEVICE=cuda, but torch sees no GPU", returncode=pytest.ExitCode.USAGE_ERROR)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NAMES = tuple(OPERATORS)
@@ -21,7 +30,7 @@ DIFFERENTIABLE = tuple(name for name, operator in OPERATORS.items() if operator.
 
 
 def runs(backend: str, name: str) -> bool:
-    return dispatch.can_run(backend, OPERATORS[name], "cpu", OPERATORS[name].dtypes[0]) is None
+    return dispatch.can_run(backend, OPERATORS[name], DEVICE, OPERATORS[name].dtypes[0]) is None
 
 
 BACKENDS = [backend for backend in dispatch.BACKENDS if any(runs(backend, name) for name in NAMES)]
@@ -30,7 +39,12 @@ KERNELS = [(name, backend) for name in NAMES for backend in BACKENDS if runs(bac
 
 
 def samples(name: str, dtype: torch.dtype = torch.float32) -> list[Sample]:
-    return list(OPERATORS[name].samples(Maker(dtype)))
+    return list(OPERATORS[name].samples(Maker(dtype, DEVICE)))
+
+
+def sized(name: str, size: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """An ordinary call of a given size."""
+    return OPERATORS[name].sized(Maker(dtype, DEVICE), size)
 
 
 def plain(name: str, dtype: torch.dtype = torch.float32) -> Sample:

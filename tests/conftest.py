@@ -1,5 +1,6 @@
 """What every test gets: memory that is NaN until it is written, the backends of this build, calls from the table."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -10,7 +11,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # it would ser
 
 import pytest
 import torch
-from cases import BACKENDS, NAMES
+from cases import BACKENDS, DEVICE, NAMES, ON_GPU
 
 NAN_BYTES = 0x100  # glibc fills fresh memory with (value ^ 0xff): bytes that are NaN in every floating dtype
 M_PERTURB = -6
@@ -18,11 +19,16 @@ M_PERTURB = -6
 
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_memory():
-    """``torch.empty``, called from Python or from C++, holds NaN: what a kernel forgets to write is seen."""
+    """``torch.empty``, called from Python or from C++, holds NaN: what a kernel forgets to write is seen.
+
+    Memory of a GPU is filled by PyTorch where its own operators are to be deterministic.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_PERTURB, NAN_BYTES)
+    torch.use_deterministic_algorithms(ON_GPU, warn_only=True)
     yield
+    torch.use_deterministic_algorithms(False)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_PERTURB, 0)
 
@@ -30,6 +36,13 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def on_the_device():
+    """What a test makes without naming a device lies on the one that is tested."""
+    with torch.device(DEVICE) if ON_GPU else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(params=BACKENDS)
@@ -47,7 +60,7 @@ def threads():
 
 def pytest_terminal_summary(terminalreporter):
     """Of interpreted kernels, how many tests of each operator have passed: those whose parameters name both."""
-    if "triton" not in BACKENDS:
+    if "triton" not in BACKENDS or ON_GPU:
         return
     passed = [report.nodeid for report in terminalreporter.stats.get("passed", ())]
     parameters = [set(re.split(r"[\[\]-]", node.partition("::")[2])) for node in passed]
@@ -59,6 +72,8 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_collection_modifyitems(items):
     """GPU kernels take long on the CPU. ``make test`` runs values and gradients of every sample in float32, of the
     others some, always the same ones; ``make test-all`` runs all."""
+    if ON_GPU:
+        return
     emulated = "triton" if "triton" in BACKENDS else "native" if "FAIRKERNELS_FIBERS" in os.environ else None
     if emulated is None:
         return
@@ -68,3 +83,14 @@ def pytest_collection_modifyitems(items):
         others = 24 if name.startswith("test_triton") else 72  # one in so many
         if emulated in name and not of_every_sample and zlib.crc32(name.encode()) % others:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """On a GPU not every backend has every operator: what asks for one all the same is skipped, with the reason."""
+    try:
+        return (yield)
+    except RuntimeError as error:
+        if ON_GPU and re.match("backend '.*' was asked for", str(error)):
+            pytest.skip(str(error))
+        raise

@@ -10,6 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+
 from rich.console import Console
 from typer.testing import CliRunner
 

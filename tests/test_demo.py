@@ -4,8 +4,14 @@ import json
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
+
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fairkernels import functional as FK
@@ -13,6 +19,7 @@ from fairkernels.app import report, speed
 from fairkernels.app.cli import main
 from fairkernels.app.demo import BASE, CONTROL, run_demo
 from fairkernels.app.experiment import QUICK, Method, Outcome, load_data, pgd, train
+from fairkernels.app.json_file import write_json
 from fairkernels.app.models import digits_cnn
 from fairkernels.app.report import Fairness, fairness
 from fairkernels.compat import syfar
@@ -78,9 +85,9 @@ def test_a_comparison_knows_which_direction_is_better():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "demo.json"
-    report.write_json({"rows": [[1, 2], [3, 4]]}, path)
+    write_json({"rows": [[1, 2], [3, 4]]}, path)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_json({"rows": float("nan")}, path)
+        write_json({"rows": float("nan")}, path)
     assert json.loads(path.read_text()) == {"rows": [[1, 2], [3, 4]]}
     assert list(tmp_path.iterdir()) == [path]
 

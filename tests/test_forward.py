@@ -6,8 +6,10 @@ import pytest
 import torch
 from cases import (
     COMPILED,
+    DEVICE,
     DTYPES,
     KERNELS,
+    ON_GPU,
     call,
     every_call,
     reference,
@@ -53,7 +55,7 @@ def transposed(tensor):
 def strided(tensor):
     """Every second element of each dimension of a tensor that holds rubbish between them."""
     rubbish = torch.nan if tensor.is_floating_point() else 1
-    wide = torch.full([2 * size for size in tensor.shape], rubbish, dtype=tensor.dtype)
+    wide = torch.full([2 * size for size in tensor.shape], rubbish, dtype=tensor.dtype, device=tensor.device)
     inner = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
     return inner.copy_(tensor)
 
@@ -61,7 +63,7 @@ def strided(tensor):
 def offset(tensor):
     """A window of a larger tensor: contiguous rows, but neither the start nor the row length of the storage."""
     rubbish = torch.nan if tensor.is_floating_point() else 1
-    wide = torch.full([size + 3 for size in tensor.shape], rubbish, dtype=tensor.dtype)
+    wide = torch.full([size + 3 for size in tensor.shape], rubbish, dtype=tensor.dtype, device=tensor.device)
     inner = wide[tuple(slice(1, 1 + size) for size in tensor.shape)]
     return inner.copy_(tensor)
 
@@ -112,10 +114,14 @@ def test_stride_zero_of_nothing_gives_the_same(name, backend, label):
 @pytest.mark.parametrize(("name", "backend", "label"), every_call())
 def test_inputs_and_global_generator_are_untouched(name, backend, label):
     s = sample(name, label)
-    before, state = [t.clone() for t in tensors(s)], torch.get_rng_state()
+    before, states = [t.clone() for t in tensors(s)], generator_states()
     call(name, s, backend=backend)
     torch.testing.assert_close(list(tensors(s)), before, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, generator_states(), states))
+
+
+def generator_states():
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if ON_GPU else [])
 
 
 @pytest.mark.parametrize(("name", "backend", "label"), every_call(backends=COMPILED))
@@ -130,4 +136,4 @@ def test_threads_and_repetition_change_no_bit(name, backend, label, threads):
 
 
 def test_memory_is_poisoned():
-    assert torch.empty(2000).isnan().all()
+    assert torch.empty(2000, device=DEVICE).isnan().all()

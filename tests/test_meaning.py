@@ -6,18 +6,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COMPILED
+from cases import COMPILED, DEVICE
 
 import fairkernels.functional as FK
 from fairkernels.ops.reference._philox import philox
 from fairkernels.ops.reference.spectral_norm import resolvent
 from fairkernels.ops.samples import Maker
 
+pytestmark = pytest.mark.usefixtures("on_the_device")
+
 
 def batch(samples=30, classes=5, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(samples, classes, generator=generator, dtype=dtype)
-    return logits, torch.randint(classes, (samples,), generator=generator)
+    logits = 2 * torch.randn(samples, classes, generator=generator, dtype=dtype, device="cpu")
+    labels = torch.randint(classes, (samples,), generator=generator, device="cpu")
+    return logits.to(DEVICE), labels.to(DEVICE)
 
 
 def loop_confusion(logits, labels, weights=None, temperature=1.0):
@@ -144,7 +147,7 @@ def test_small_rates_do_not_underflow(backend):
 
 
 def test_second_derivative_without_damping_is_finite_where_rates_underflow():
-    logits = (60 * Maker().normal(20, 10)).requires_grad_()
+    logits = (60 * Maker(device=DEVICE).normal(20, 10)).requires_grad_()
     loss = FK.symmetry_loss(logits, torch.arange(20) % 10, eps=0.0)
     (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
     assert torch.autograd.grad(grad.square().sum(), logits)[0].isfinite().all()
@@ -152,7 +155,7 @@ def test_second_derivative_without_damping_is_finite_where_rates_underflow():
 
 def test_kl_all_compares_logits_at_no_margin():
     """Rounded probabilities tie, or vanish, where logits do not."""
-    logits = 60 * Maker(torch.float32).normal(200, 10)
+    logits = 60 * Maker(torch.float32, DEVICE).normal(200, 10)
     labels = torch.arange(200) % 10
     value = FK.spectral_loss(logits, labels, surrogate="kl-all")
     matrix = loop_spectral_matrix(logits.double(), labels, "kl-all", 0.0)
@@ -200,12 +203,10 @@ def test_empty_batch_is_a_zero_on_the_graph(function, backend):
 
 
 def test_confusion_counts(backend):
-    from sklearn.metrics import confusion_matrix
-
-    generator = torch.Generator().manual_seed(0)
-    predictions, labels = torch.randint(6, (2, 500), generator=generator)
+    metrics = pytest.importorskip("sklearn.metrics")
+    predictions, labels = torch.randint(6, (2, 500))
     counts = FK.confusion_counts(predictions, labels, num_classes=6, backend=backend)
-    assert counts.tolist() == confusion_matrix(labels, predictions).tolist()
+    assert counts.tolist() == metrics.confusion_matrix(labels.tolist(), predictions.tolist()).tolist()
 
 
 # --- spectral norm ------------------------------------------------------------------------------------------------
@@ -437,7 +438,7 @@ def test_a_nan_image_stays_nan(backend):
         assert moved.isnan().nonzero().tolist() == [[0, 7]]
 
 
-SPECIAL = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -2.0])
+SPECIAL = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -2.0], device=DEVICE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -545,21 +546,19 @@ def test_every_backend_draws_the_same_numbers(backend, seed):
 
 
 def test_random_start_is_uniform_in_the_box(backend):
-    from scipy import stats
-
+    stats = pytest.importorskip("scipy.stats")
     x = torch.full((8, 3, 32, 32), 0.5, dtype=torch.float64)
-    noise = (FK.random_start(x, eps=0.25, seed=1, backend=backend) - x) / 0.25
+    noise = ((FK.random_start(x, eps=0.25, seed=1, backend=backend) - x) / 0.25).cpu()
     assert stats.kstest(noise.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
-    other = (FK.random_start(x, eps=0.25, seed=2, backend=backend) - x) / 0.25
+    other = ((FK.random_start(x, eps=0.25, seed=2, backend=backend) - x) / 0.25).cpu()
     assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.03
 
 
 def test_random_start_is_uniform_in_the_ball(backend):
-    from scipy import stats
-
+    stats = pytest.importorskip("scipy.stats")
     dimensions, samples = 12, 4000
     x = torch.full((samples, dimensions), 0.5, dtype=torch.float64)
-    noise = (FK.random_start(x, eps=0.25, norm="l2", seed=1, backend=backend) - x) / 0.25
+    noise = ((FK.random_start(x, eps=0.25, norm="l2", seed=1, backend=backend) - x) / 0.25).cpu()
     radii = noise.norm(dim=1)
     assert radii.max() <= 1 + 1e-12
     assert stats.kstest((radii**dimensions).numpy(), "uniform").pvalue > 1e-3  # the share of volume below a radius

@@ -1,10 +1,13 @@
 """Theorems and invariances, over whatever hypothesis thinks of."""
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 from cases import BACKENDS
+
+pytest.importorskip("hypothesis")
+
+import hypothesis
+import hypothesis.strategies as st
 
 import fairkernels.functional as FK
 

@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
-from cases import COMPILED
+from cases import COMPILED, DEVICE, ON_GPU
 
 import fairkernels.functional as FK
 from fairkernels.ops.schema import OPERATORS
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="the native library was not built")
+pytestmark = [
+    pytest.mark.skipif(not COMPILED, reason="the native library was not built"),
+    pytest.mark.usefixtures("on_the_device"),
+]
 
 LARGE_ENOUGH = 40
 """The side of a matrix beyond which interpreted kernels take too long for these tests."""
@@ -21,7 +24,7 @@ def backend(request):
 
 
 def not_interpreted(backend, size):
-    if backend == "triton" and size > LARGE_ENOUGH:
+    if backend == "triton" and size > LARGE_ENOUGH and not ON_GPU:
         pytest.skip("takes too long on Triton's interpreter")
 
 
@@ -30,11 +33,11 @@ CONTRACT = OPERATORS["spectral_norm"].accuracy
 
 
 def uniform(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=F64, device="cpu").to(DEVICE)
 
 
 def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64, device="cpu").to(DEVICE)
 
 
 def blocks(size):
@@ -215,9 +218,9 @@ def official_loop(logits, labels, margin):
 def test_kl_all_is_the_official_loop(margin, backend):
     compared = 0
     for seed in range(25):
-        generator = torch.Generator().manual_seed(seed)
-        classes, samples = torch.randint(2, 7, (), generator=generator), torch.randint(1, 16, (), generator=generator)
-        labels = torch.randint(classes, (samples,), generator=generator)
+        torch.manual_seed(seed)
+        classes, samples = int(torch.randint(2, 7, ())), int(torch.randint(1, 16, ()))
+        labels = torch.randint(classes, (samples,))
         ours, theirs = ((2 * normal(samples, classes, seed=seed)).requires_grad_() for _ in range(2))
         value = FK.spectral_loss(ours, labels, surrogate="kl-all", margin=margin, backend=backend)
         expected = official_loop(theirs, labels, margin)

@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor
 
 import fairkernels
@@ -36,9 +33,14 @@ from fairkernels.app.bench_measure import (
     threads,
 )
 from fairkernels.app.bench_rivals import EAGER, Prepared, Problem, Rival, elements, first, handed_on
-from fairkernels.app.report import write_json
+from fairkernels.app.json_file import write_json
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
+
+if TYPE_CHECKING:  # what is measured and checked here, `make gpu` needs too, where there may be no rich
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
 
 FORWARD, BOTH = "forward", "forward+backward"
 
@@ -202,15 +204,19 @@ class Task:
     problem: Problem
     sample: Sample
     upstream: Tensor | None
-    """Gradient of a result that is no scalar."""
+    """Gradient of the result; of a scalar on the CPU there is none."""
     exacts: dict[str, Exact] = field(default_factory=dict)
     """By the options of ours with which a rival agrees."""
 
     @classmethod
-    def of(cls, case: Case, problem: Problem) -> Task:
-        sample = case.call(problem)
+    def of(cls, case: Case, problem: Problem, device: str = "cpu") -> Task:
+        sample = case.call(problem, device)
         shape = first(OPERATORS[case.operator].fake(*handed_on(case.operator, sample))).shape
-        upstream = torch.rand(shape, generator=torch.Generator().manual_seed(0)) if shape else None
+        upstream = None
+        if shape:
+            upstream = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        elif device == "cuda":  # left to autograd, it would be one more launch
+            upstream = torch.ones(shape, device=device)
         return cls(case, problem, sample, upstream)
 
     @property
@@ -268,7 +274,7 @@ class Task:
             return Exact(None, reason)
         if case.exact is not None and narrow:
             forward, by = partial(case.exact, *args), f"{by}, without the absent classes"
-        elif 2 * eager.memory(self.problem) > available_memory():
+        elif 2 * eager.memory(self.problem) > available_memory(self.sample.args[0].device.type):
             return Exact(None, "not checked: the reference needs more memory")
         else:
             forward = eager.prepare(case.operator, Sample(self.sample.name, args, kwargs))
@@ -454,13 +460,12 @@ def pairs(settings: Settings) -> Iterator[tuple[Problem, Case]]:
                 yield problem, case
 
 
-def run_bench(settings: Settings, console: Console | None = None) -> dict[str, Any]:
+def run_bench(settings: Settings, console: Console) -> dict[str, Any]:
     """Measure everything and return the content of the JSON file.
 
     Raises:
         WrongResult: if an implementation computes something else than the reference.
     """
-    console = console or Console()
     began = time.perf_counter()
     bandwidth = {str(count): round(copy_bandwidth(count) / 1e9, 2) for count in settings.threads}
     arithmetic = {str(count): round(product_speed(count) / 1e9, 1) for count in settings.threads}
@@ -499,6 +504,8 @@ def run_bench(settings: Settings, console: Console | None = None) -> dict[str, A
 
 
 def progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     return Progress(*columns, console=console, transient=True)
 
@@ -535,6 +542,8 @@ def save(content: dict[str, Any], output: Path) -> Path:
 
 def run_command(settings: Settings, output: Path | None, console: Console | None = None) -> Path | None:
     """Measure, print the table and write the file, if there is a folder for it."""
+    from rich.console import Console
+
     console = console or Console()
     content = run_bench(settings, console)
     console.print(summary(content))
@@ -555,6 +564,8 @@ def speedups(cell: dict[str, Any], rivals: Iterable[str]) -> dict[str, float]:
 
 def summary(content: dict[str, Any]) -> Table:
     """A row per operator: our range of times, of the share of the copy bandwidth, and the range of every ratio."""
+    from rich.table import Table
+
     table = Table(title="Forward + backward where there is one, all sizes and threads, smallest … largest")
     for heading in ("operator", "cells", "time", "GB/s", "share of copy"):
         table.add_column(heading, justify="left" if heading == "operator" else "right")

@@ -60,12 +60,14 @@ class Case:
     def passes(self) -> tuple[str, ...]:
         return ("forward+backward", "forward") if OPERATORS[self.operator].differentiable else ("forward",)
 
-    def call(self, problem: Problem) -> Sample:
+    def call(self, problem: Problem, device: str = "cpu") -> Sample:
         """The call that is measured; what it differentiates are leaves that require a gradient."""
         found = self.sample(problem)
         count = OPERATORS[self.operator].differentiable
-        leaves = tuple(argument.detach().requires_grad_() for argument in found.args[:count])
-        return Sample(found.name, (*leaves, *found.args[count:]), {**found.kwargs, **self.options})
+        args = tuple(argument.to(device) for argument in found.args)
+        kwargs = {name: on_device(value, device) for name, value in {**found.kwargs, **self.options}.items()}
+        leaves = tuple(argument.detach().requires_grad_() for argument in args[:count])
+        return Sample(found.name, (*leaves, *args[count:]), kwargs)
 
 
 def thread_counts(problem: Problem, counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -78,6 +80,10 @@ def only_normal_ones(problem: Problem, size: Callable[[Problem], float] = elemen
     """Why the result on a large input is not checked."""
     again = size(problem) > ALL_THREADS and problem.kind == "trained"
     return "not checked: the normal logits of this size are" if again else None
+
+
+def on_device(value: Any, device: str) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def class_losses(problem: Problem) -> Sample:
 def narrow(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The same problem with all absent classes in one: the symmetry loss (absent="ignore") does not notice."""
     present, narrow_labels = labels.unique(return_inverse=True)
-    absent = torch.ones(logits.shape[-1], dtype=torch.bool)
+    absent = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     absent[present] = False
     if not absent.any():
         return logits, labels
@@ -185,7 +191,7 @@ def narrow_fair(logits: Tensor, labels: Tensor) -> Tensor:
 def narrow_spectral(logits: Tensor, labels: Tensor, surrogate: str = "kl") -> Tensor:
     """The rows of the present classes alone; their leading vectors from the products of the rows with one another."""
     present, narrow_labels = labels.unique(return_inverse=True)
-    true = labels.unsqueeze(1) == torch.arange(logits.shape[-1])
+    true = labels.unsqueeze(1) == torch.arange(logits.shape[-1], device=logits.device)
     rows = surrogate_rows(logits, true, surrogate, 0.0)
     sums = rows.new_zeros(len(present), logits.shape[-1]).index_add(0, narrow_labels, rows)
     rates = sums / torch.bincount(narrow_labels)[:, None]

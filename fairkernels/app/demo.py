@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fairkernels.app import figures, machine, report, speed
 from fairkernels.app.experiment import QUICK, Method, Outcome, Settings, Weights, evaluate, load_data, train
+from fairkernels.app.json_file import write_json
 from fairkernels.app.report import Fairness, fairness
 
 R = TypeVar("R")
@@ -177,7 +178,7 @@ def run_demo(output: Path, seeds: int = 3, quick: bool = False, console: Console
         "speed": [asdict(one) for one in times],
         "seconds": round(time.perf_counter() - began, 1),
     }
-    report.write_json(content, output / "demo.json")
+    write_json(content, output / "demo.json")
     draw(content, results, times, output)
     show(content, test, times, output, console)
     return content

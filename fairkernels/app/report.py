@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
@@ -236,15 +232,3 @@ def results_json(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
             ],
         }
     return found
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """The whole file or none of it; lists of numbers stay on one line."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[[-+.,\de\s]+\]", lambda found: " ".join(found[0].split()), text)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text + "\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -207,8 +207,15 @@ def make_function(operator: Operator) -> type[torch.autograd.Function]:
 
 
 def is_one(grad: Tensor) -> bool:
-    """Whether it is a plain number that is known to be 1; under a transform or a trace it is not known."""
-    if grad.dim() or type(grad) is not Tensor or _functorch_is_active() or torch._C._len_torch_dispatch_stack():
+    """Whether it is a plain number that is known to be 1; under a transform or a trace it is not known, nor on a GPU,
+    for which the host would have to wait."""
+    if (
+        grad.dim()
+        or not grad.is_cpu
+        or type(grad) is not Tensor
+        or _functorch_is_active()
+        or torch._C._len_torch_dispatch_stack()
+    ):
         return False
     try:
         return grad.item() == 1

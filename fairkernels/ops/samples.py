@@ -38,14 +38,15 @@ class Maker:
         return torch.Generator().manual_seed(self.seed)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu") * scale
         return values.to(self.device, self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
+        values = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return values.to(self.device, self.dtype)
 
     def classes(self, *shape: int, count: int) -> Tensor:
-        return torch.randint(count, shape, generator=self.generator).to(self.device)
+        return torch.randint(count, shape, generator=self.generator, device="cpu").to(self.device)
 
     def every_class(self, batch: int, count: int) -> Tensor:
         return (torch.arange(batch, device=self.device) * 7 + 3) % count
