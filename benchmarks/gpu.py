@@ -297,7 +297,8 @@ def suite(run: Run, until: float) -> dict[str, Any]:
 
 def gpu_tests(run: Run, until: float) -> dict[str, Any]:
     chosen = ["-k", "twenty and pgd_step"] if run.dry else ["-k", "not beyond_32_bits"]
-    return run_tests(run, "gpu", until, 1 if run.dry else 6, str(TESTS / "test_gpu.py"), *chosen)
+    files = [str(TESTS / name) for name in ("test_gpu.py", "test_larger.py")[: 1 if run.dry else 2]]
+    return run_tests(run, "gpu", until, 1 if run.dry else 6, *files, *chosen)
 
 
 def large(run: Run, until: float) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def compile_triton(options: argparse.Namespace) -> Iterator[Line]:
     """Fills Triton's cache with the kernels that the tests will ask for, while the CUDA kernels are built."""
     import triton_aot
     from cases import DTYPES
-    from triton_calls import WITH_KERNELS, further, kinds, launches_of, operator_arguments, without_data
+    from larger import larger
+    from triton_calls import WITH_KERNELS, kinds, launches_of, operator_arguments, without_data
 
     triton_aot.activate(triton_aot.TARGETS[0])
     with without_data():
@@ -77,7 +78,7 @@ def compile_triton(options: argparse.Namespace) -> Iterator[Line]:
             launch
             for dtype in DTYPES
             for name in WITH_KERNELS
-            for s in (*kinds(name, dtype), *further(name, dtype))
+            for s in (*kinds(name, dtype), *larger(name, dtype))
             for launch in launches_of(name, operator_arguments(name, s))
         )
     yield {"kernels": len(chosen)}

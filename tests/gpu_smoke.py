@@ -14,8 +14,9 @@ from pathlib import Path
 
 import budget
 import torch
-from cases import DEVICE, DTYPES, NAMES, ON_GPU, call, plain, replace_tensors, runs
-from triton_calls import further, option_kinds
+from cases import DTYPES, NAMES, ON_GPU, call, plain, runs
+from larger import larger
+from triton_calls import option_kinds
 
 from fairkernels.app.bench_measure import launches_of
 from fairkernels.ops.samples import Sample
@@ -30,7 +31,7 @@ def calls() -> Iterator[tuple[str, Sample]]:
         dtypes = [dtype for dtype in DTYPES if dtype in OPERATORS[name].dtypes]
         yield from ((name, s) for s in option_kinds(name, torch.float32))
         yield from ((name, plain(name, dtype)) for dtype in dtypes)
-        yield from ((name, replace_tensors(s, lambda t: t.to(DEVICE))) for s in further(name))
+        yield from ((name, s) for s in larger(name, backend="native"))
 
 
 def run(name: str, s: Sample) -> None:

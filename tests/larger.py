@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from cases import DEVICE
 from triton_calls import option_kinds
 
 from fairkernels.ops import samples as samples_module
@@ -14,7 +15,7 @@ from fairkernels.ops.schema import OPERATORS
 
 def larger(name: str, dtype: torch.dtype = torch.float32, backend: str = "triton") -> list[Sample]:
     """Calls that reach what the table reaches not at all, or with few blocks of a GPU."""
-    make = Maker(dtype)
+    make = Maker(dtype, DEVICE)
     return [*of_every_kernel(name, make), *(of_cuda(name, make) if backend == "native" else ())]
 
 
@@ -32,7 +33,7 @@ def of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
         yield Sample("tall, start", (make.uniform(3, 140, 131),), {"start": make.uniform(3, 131)})
         yield Sample("wide, start", (make.uniform(3, 131, 140),), {"start": make.uniform(3, 140)})
     elif name == "trades_kl":
-        yield Sample("long rows", (make.normal(5, 4100), Maker(make.dtype, seed=1).normal(5, 4100)))
+        yield Sample("long rows", (make.normal(5, 4100), Maker(make.dtype, DEVICE, seed=1).normal(5, 4100)))
     elif name == "same_class_mixup":
         yield Sample("many samples", (make.uniform(1100, 3), make.classes(1100, count=7)), {"lam": 0.3, "seed": 1})
     elif name in ("pgd_step", "random_start"):

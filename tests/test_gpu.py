@@ -8,21 +8,16 @@ from cases import (
     ON_GPU,
     call,
     plain,
-    reference,
-    reference_gradient,
     replace_tensors,
     runs,
     samples,
     sized,
     tensors,
 )
-from tolerance import assert_no_worse
-from triton_calls import further
 
 import fairkernels.functional as FK
 from fairkernels.app import bench_gpu
 from fairkernels.app.bench_cases import CASES
-from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
@@ -140,29 +135,6 @@ def test_a_call_runs_on_the_current_stream_and_waits_for_no_other(name, backend,
         torch.cuda.synchronize()
         assert not others_are_done, f"{s.name} has waited for the default stream"
         assert_same_bits(results, expected, s.name)
-
-
-# --- large problems -----------------------------------------------------------------------------------------------
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@every_kernel
-def test_kernels_of_larger_problems_are_no_less_accurate_than_plain_pytorch(name, backend, dtype):
-    operator = OPERATORS[name]
-    accuracy = operator.allowed_error(dtype)
-    for s in further(name, dtype):
-        s = replace_tensors(s, lambda t: t.to(DEVICE))
-        args = handed_on(name, s)
-        found = values_and_gradients(name, backend, s)
-        results = found[: len(found) - operator.differentiable]
-        exact, rough = reference(operator, args, torch.float64), reference(operator, args, args[0].dtype)
-        for result, plainly, true in zip(results, rough, exact, strict=False):
-            assert_no_worse(result, plainly, true, accuracy=accuracy)
-        if operator.differentiable and s.unique:
-            upstream = upstream_of(results[0])
-            true, plainly = (reference_gradient(operator, args, upstream, wide) for wide in (torch.float64, dtype))
-            assert_no_worse(found[len(results)], plainly, true, accuracy=30 * accuracy)
 
 
 # --- beyond 32 bits -----------------------------------------------------------------------------------------------

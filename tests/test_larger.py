@@ -22,7 +22,7 @@ def every_larger_call():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "backend", "label"), list(every_larger_call()))
-def test_larger_problems_are_as_accurate(name, backend, label, dtype):
+def test_larger_problems_are_no_less_accurate(name, backend, label, dtype):
     operator = OPERATORS[name]
     s = next(s for s in larger(name, dtype, backend) if s.name == label)
     args = handed_on(name, s)
@@ -30,7 +30,7 @@ def test_larger_problems_are_as_accurate(name, backend, label, dtype):
     exact, plain = reference(operator, args, torch.float64), reference(operator, args, dtype)
     for result, rough, true in zip(call(name, s, backend=backend), plain, exact, strict=False):
         assert_no_worse(result, rough, true, accuracy=accuracy)
-    if operator.differentiable:
+    if operator.differentiable and s.unique:
         results = dispatch.forward(operator, args, backend)
         upstream = torch.ones_like(results[0])
         saved = tuple(results[place] for place in operator.saved_places)

@@ -1,8 +1,8 @@
 // The gradient of class terms by the logits.
-// Bound by memory: one read of the logits and one write of their gradient, 8 bytes of an element in fp32, and an exp; the
-// rows of coefficients come out of the cache. One launch. Rows of more than 2,048 classes are read three times, all but
-// the first time from the cache. Before it comes one that reads the labels where a mean is taken over more than 4,096
-// samples.
+// Bound by memory: one read of the logits and one write of their gradient, 8 bytes of an element in fp32; an exp and some
+// 20 operations; the rows of coefficients come out of the cache. Floor: the copy of the logits. One launch. Rows of more
+// than 2,048 classes are read three times, all but the first time from the cache. Before it comes one that reads the
+// labels where a mean is taken over more than 4,096 samples.
 #pragma once
 
 #include "cuda/class_set.cuh"
@@ -481,6 +481,9 @@ template <typename Real, bool kCharges>
 int launch_class_gradient_of(const ClassTask& task, void* stream) {
   if (task.classes <= ShortRow<Real>::kColumns) {
     return launch_class_gradient_with<ShortRow<Real>, false, kCharges>(task, stream);
+  }
+  if (task.classes <= HalfWarpRow<Real>::kColumns) {
+    return launch_class_gradient_with<HalfWarpRow<Real>, false, kCharges>(task, stream);
   }
   if (task.classes <= WarpRow<Real>::kColumns) {
     return launch_class_gradient_with<WarpRow<Real>, false, kCharges>(task, stream);

@@ -1,76 +1,183 @@
-// The samples of each class, side by side: `order`, the samples by class and within a class as they came, ignored ones
-// last, and `starts`, where each class begins in it, the ignored ones being class K.
-// Bound by its comparisons, (B + K + 1) B of them: the place of a sample is the number of those that sort before it, the
-// start of a class the number of samples in classes before it. One launch, no memory but for the results.
+// The samples of each class side by side, as they came: a counting sort, of whole numbers, so that nothing depends on
+// the order in which blocks run. And the parts that classes are divided into, so that no block has more than others.
+// Bytes: the labels are read twice, 8 bytes each; tables of 12 bytes for each sample and of 4 K / 512 are written and
+// read, most of them out of the cache. Operations: 512 comparisons for each sample. Four launches, whose
+// latency is the floor up to some ten thousand samples.
 #pragma once
 
 #include "cuda/class_rows.cuh"
 
 namespace fairkernels {
 
-constexpr int kOrderThreads = 256;
-constexpr int kQueries = device::kWarp;  // of a block, each compared by one lane of every warp
-constexpr int kKeys = 1024;              // in shared memory at a time
+constexpr int kChunk = 512;         // samples, and threads, of a block
+constexpr int kPartSamples = 128;   // of a part of a class
+constexpr int kBeforeWarps = 8;
+constexpr int kStartThreads = 1024;
 
 struct ClassOrderTables {
-  int64_t* order;   // [problems, B]
-  int64_t* starts;  // [problems, K + 1]
+  int64_t* order;   // [problems, B], samples by class; nothing for those that are ignored
+  int64_t* starts;  // [problems, K + 1], where each class begins in it
+  int64_t* parts;   // [problems, K + 1], how many parts the classes before have; each class has one at least
+  int32_t* ranks;   // [problems, B], how many of its class come before a sample in its chunk
+  int32_t* counts;  // [problems, chunks, K], samples of a class in a chunk, later in those before it
 };
 
-inline int64_t order_blocks(const ClassTask& task) {
-  return (task.samples + task.classes + kQueries) / kQueries;
+FK_HOST_DEVICE inline int64_t order_chunks(const ClassTask& task) {
+  return (task.samples + kChunk - 1) / kChunk;
 }
 
-// Sorts as (class, place) does.
-FK_DEVICE int64_t key_of(const ClassTask& task, const ClassSamples& samples, int64_t b) {
-  return class_of(task, samples, b) * task.samples + b;
-}
-
-FK_KERNEL(kOrderThreads) class_order(FK_CONSTANT(ClassTask) task, ClassOrderTables tables, int64_t blocks) {
-  using Keys = int64_t[kKeys];
-  using Counts = int64_t[kOrderThreads / device::kWarp][kQueries];
+FK_KERNEL(kChunk) class_ranks(FK_CONSTANT(ClassTask) task, ClassOrderTables tables, int64_t chunks) {
+  using Keys = int[kChunk];
   FK_SHARED(Keys, keys);
-  FK_SHARED(Counts, counts);
+  const int64_t problem = device::block() / chunks;
+  const int64_t chunk = device::block() - problem * chunks;
+  const int64_t b = chunk * kChunk + device::thread();
+  const ClassSamples samples(task, problem);
+  const int key = b < task.samples ? class_of(task, samples, b) : task.classes;
+  keys[device::thread()] = key;
+  int32_t* counts = tables.counts + device::block() * task.classes;
+  for (int label = device::thread(); label < task.classes; label += kChunk) {
+    counts[label] = 0;
+  }
+  device::barrier();
+  if (key == task.classes) {
+    return;
+  }
+  int before = 0;
+  int after = 0;
+  for (int i = 0; i < kChunk; ++i) {
+    before += keys[i] == key && i < device::thread() ? 1 : 0;
+    after += keys[i] == key && i > device::thread() ? 1 : 0;
+  }
+  tables.ranks[problem * task.samples + b] = before;
+  if (after == 0) {
+    counts[key] = before + 1;
+  }
+}
+
+// A block has 32 classes, each warp of it some of the chunks.
+FK_KERNEL(kBeforeWarps * device::kWarp) class_counts_before(FK_CONSTANT(ClassTask) task, ClassOrderTables tables,
+                                                            int64_t chunks, int64_t blocks) {
+  using Sums = int32_t[kBeforeWarps][device::kWarp];
+  FK_SHARED(Sums, sums);
   const int64_t problem = device::block() / blocks;
   const int lane = device::thread() % device::kWarp;
   const int warp = device::thread() / device::kWarp;
-  const ClassSamples samples(task, problem);
-  const int64_t query = (device::block() - problem * blocks) * kQueries + lane;
-  const int64_t own = query < task.samples ? key_of(task, samples, query) : (query - task.samples) * task.samples;
-
-  int64_t before = 0;
-  for (int64_t first = 0; first < task.samples; first += kKeys) {
-    const int n = static_cast<int>(task.samples - first < kKeys ? task.samples - first : kKeys);
-    device::barrier();
-    for (int i = device::thread(); i < n; i += kOrderThreads) {
-      keys[i] = key_of(task, samples, first + i);
-    }
-    device::barrier();
-    int found = 0;
-    for (int i = warp; i < n; i += kOrderThreads / device::kWarp) {
-      found += keys[i] < own ? 1 : 0;
-    }
-    before += found;
+  const int64_t label = (device::block() - problem * blocks) * device::kWarp + lane;
+  int32_t* counts = tables.counts + problem * chunks * task.classes + label;
+  const bool is_class = label < task.classes;
+  const int64_t begin = chunks * warp / kBeforeWarps;
+  const int64_t end = is_class ? chunks * (warp + 1) / kBeforeWarps : begin;
+  int32_t sum = 0;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    sum += counts[chunk * task.classes];
   }
-  counts[warp][lane] = before;
+  sums[warp][lane] = sum;
   device::barrier();
-  if (warp != 0) {
-    return;
+  int32_t before = 0;
+  for (int w = 0; w < warp; ++w) {
+    before += sums[w][lane];
   }
-  int64_t place = 0;
-  for (int w = 0; w < kOrderThreads / device::kWarp; ++w) {
-    place += counts[w][lane];
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int32_t count = counts[chunk * task.classes];
+    counts[chunk * task.classes] = before;
+    before += count;
   }
-  if (query < task.samples) {
-    tables.order[problem * task.samples + place] = query;
-  } else if (query <= task.samples + task.classes) {
-    tables.starts[problem * (task.classes + 1) + query - task.samples] = place;
+  if (warp == kBeforeWarps - 1 && is_class) {
+    tables.starts[problem * (task.classes + 1) + label + 1] = before;
+  }
+}
+
+FK_DEVICE int64_t parts_of(int64_t samples) {
+  return samples <= kPartSamples ? 1 : (samples + kPartSamples - 1) / kPartSamples;
+}
+
+// Numbers of samples become starts. A block has a problem, each thread a stretch of the classes.
+FK_KERNEL(kStartThreads) class_starts(FK_CONSTANT(ClassTask) task, ClassOrderTables tables) {
+  const int64_t stretch = (task.classes + kStartThreads - 1) / kStartThreads;
+  const int64_t begin = device::thread() * stretch;
+  const int64_t end = begin + stretch < task.classes ? begin + stretch : task.classes;
+  int64_t* starts = tables.starts + device::block() * (task.classes + 1);
+  int64_t* parts = tables.parts + device::block() * (task.classes + 1);
+  int64_t samples = 0;
+  int64_t divided = 0;
+  for (int64_t label = begin; label < end; ++label) {
+    samples += starts[label + 1];
+    divided += parts_of(starts[label + 1]);
+  }
+  samples = block_sum_before(samples);
+  divided = block_sum_before(divided);
+  for (int64_t label = begin; label < end; ++label) {
+    const int64_t count = starts[label + 1];
+    samples += count;
+    divided += parts_of(count);
+    starts[label + 1] = samples;
+    parts[label + 1] = divided;
+  }
+  if (device::thread() == 0) {
+    starts[0] = 0;
+    parts[0] = 0;
+  }
+}
+
+FK_KERNEL(kChunk) class_places(FK_CONSTANT(ClassTask) task, ClassOrderTables tables, int64_t chunks) {
+  const int64_t problem = device::block() / chunks;
+  const int64_t b = (device::block() - problem * chunks) * kChunk + device::thread();
+  const ClassSamples samples(task, problem);
+  const int key = b < task.samples ? class_of(task, samples, b) : task.classes;
+  if (key < task.classes) {
+    const int64_t start = tables.starts[problem * (task.classes + 1) + key];
+    const int64_t before = tables.counts[device::block() * task.classes + key];
+    const int64_t place = start + before + tables.ranks[problem * task.samples + b];
+    tables.order[problem * task.samples + place] = b;
   }
 }
 
 inline int launch_class_order(const ClassTask& task, const ClassOrderTables& tables, void* stream) {
-  const int64_t blocks = order_blocks(task);
-  return device::launch(class_order, {task.problems * blocks, kOrderThreads}, stream, task, tables, blocks);
+  const int64_t chunks = order_chunks(task);
+  const int64_t blocks = (task.classes + device::kWarp - 1) / device::kWarp;
+  int error = device::launch(class_ranks, {task.problems * chunks, kChunk}, stream, task, tables, chunks);
+  if (error == 0) {
+    const device::Grid grid{task.problems * blocks, kBeforeWarps * device::kWarp};
+    error = device::launch(class_counts_before, grid, stream, task, tables, chunks, blocks);
+  }
+  if (error == 0) {
+    error = device::launch(class_starts, {task.problems, kStartThreads}, stream, task, tables);
+  }
+  return error != 0 ? error : device::launch(class_places, {task.problems * chunks, kChunk}, stream, task, tables, chunks);
+}
+
+// The part of a class that a block has.
+struct ClassPart {
+  int label;
+  int64_t number;  // of all parts
+  int64_t first;   // of the class
+  int64_t parts;   // of the class, 0: the block has nothing to do
+
+  // Where its sums lie: there are two places for each part of a class but the first, which is enough if it has several.
+  FK_DEVICE int64_t place() const { return 2 * (first - label) + (number - first); }
+};
+
+inline int64_t most_parts(const ClassTask& task) {
+  return task.classes + task.samples / kPartSamples;
+}
+
+FK_HOST_DEVICE inline int64_t most_divided(const ClassTask& task) {
+  return 2 * (task.samples / kPartSamples);
+}
+
+FK_DEVICE ClassPart class_part(const ClassTask& task, const ClassOrderTables& tables, int64_t problem, int64_t number) {
+  const int64_t* parts = tables.parts + problem * (task.classes + 1);
+  if (number >= parts[task.classes]) {
+    return {0, number, 0, 0};
+  }
+  int low = 0;  // the last class that begins with this part or before
+  int high = task.classes;
+  while (high - low > 1) {
+    const int middle = low + (high - low) / 2;
+    (parts[middle] <= number ? low : high) = middle;
+  }
+  return {low, number, parts[low], parts[low + 1] - parts[low]};
 }
 
 }  // namespace fairkernels

@@ -81,6 +81,15 @@ template <int kThreads>
 struct Team {
   static constexpr int kSize = kThreads;
 
+  // Of its warp: those that are in the team.
+  static FK_DEVICE unsigned lanes() {
+    if constexpr (kThreads < device::kWarp) {
+      return ((1u << kThreads) - 1) << (device::thread() % device::kWarp / kThreads * kThreads);
+    } else {
+      return device::kAllLanes;
+    }
+  }
+
   static FK_DEVICE int rank() { return device::thread() % kThreads; }
   static FK_DEVICE int number() { return device::thread() / kThreads; }
   static FK_DEVICE int count() { return device::threads() / kThreads; }
@@ -88,7 +97,7 @@ struct Team {
   template <typename Real>
   static FK_DEVICE Real sum(Real value) {
     if constexpr (kThreads <= device::kWarp) {
-      return lanes_sum(value, kThreads);
+      return lanes_sum(value, kThreads, lanes());
     } else {
       return block_sum(value);
     }
@@ -98,16 +107,17 @@ struct Team {
   template <typename Real>
   static FK_DEVICE Real max(Real value) {
     if constexpr (kThreads <= device::kWarp) {
-      return lanes_max(value, kThreads);
+      return lanes_max(value, kThreads, lanes());
     } else {
       return block_max(value);
     }
   }
 };
 
-// Rows of up to 64 classes (32 in double) are held by 8 lanes, of up to 256 (128) by a warp, of up to 1,024 (512) by a
-// small block, of up to 2,048 (1,024) by a large one; longer ones piece by piece. A thread has 8 columns (4): more would
-// not leave a kernel the registers it needs. One kernel serves all types that it computes in the same.
+// Rows of up to 64 classes (32 in double) are held by 8 lanes, of up to 128 (64) by 16, of up to 256 (128) by a warp, of
+// up to 1,024 (512) by a small block, of up to 2,048 (1,024) by a large one; longer ones piece by piece. A thread has 8
+// columns (4): more would not leave a kernel the registers it needs. One kernel serves all types that it computes in the
+// same.
 template <typename Number, int kThreads>
 struct RowLayout {
   using Real = Number;
@@ -116,10 +126,13 @@ struct RowLayout {
   static constexpr int kColumns = kThreads * kHeld;                   // of the row or piece
   static constexpr bool kBlock = kThreads > device::kWarp;
   static constexpr int kBlockThreads = kBlock ? kThreads : 256;
+  static constexpr int kTeams = kBlockThreads / kThreads;
 };
 
 template <typename Real>
 using ShortRow = RowLayout<Real, 8>;
+template <typename Real>
+using HalfWarpRow = RowLayout<Real, 16>;
 template <typename Real>
 using WarpRow = RowLayout<Real, device::kWarp>;
 template <typename Real>

@@ -73,11 +73,7 @@ class ClassSet {
     unsigned before = 0;
     for (int first = 0; first < words_; first += device::kWarp) {
       const unsigned own = first + lane < words_ ? device::bits_set(bits_[first + lane]) : 0;
-      unsigned sum = own;
-      for (int step = 1; step < device::kWarp; step *= 2) {
-        const unsigned other = device::from_lane(sum, lane >= step ? lane - step : lane);
-        sum += lane >= step ? other : 0;
-      }
+      const unsigned sum = warp_sum_up_to(own);
       if (first + lane < words_) {
         before_[first + lane] = before + sum - own;
       }

@@ -1,6 +1,9 @@
-// What each class's samples add up to: rates and losses. A block owns a class, or a piece of its columns.
-// Bound by one read of the logits, an exp each, and the rows that it writes. One launch; rows of more than 2,048 classes
-// are read twice, in two launches. Up to 2,048 samples a block finds those of its class by reading the labels.
+// What each class's samples add up to: rates and losses. A block owns a class, or a piece of its columns, and up to 128
+// samples of it.
+// Bytes: one read of the logits and labels, and of the rows that are written; 12 operations and an exp for each logit.
+// Floor: the read. One launch up to 2,048 samples, of which a block finds those of its class by reading the labels.
+// Beyond, four to put them in order (class_order.cuh), one, and where there are at least as many samples as classes one
+// that adds the parts of classes that have several. Rows of more than 2,048 classes are read twice, in one launch more.
 #pragma once
 
 #include "cuda/class_order.cuh"
@@ -9,23 +12,25 @@
 
 namespace fairkernels {
 
-constexpr int kSumWarps = 8;  // of a block, where each has a row
+constexpr int kPartThreads = 256;
 constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
 
 // Top, sum and weighted drops of a row, and where "kl" charges it and how much.
 constexpr int kRowNumbers = 5;
 
 // Rows of a problem are classes, or where there are fewer samples than classes those that occur, in increasing order.
-// `slots` blocks, or so many times the pieces of a row, work on a problem: one for each class, or one for each row.
+// A slot is a class, or a row if there is nothing to do for classes that have none.
 struct SumShape {
   int64_t rows;
   int64_t width;  // of the coefficients
   int64_t slots;
+  int64_t items;  // blocks of a problem, or so many times the pieces of a row: slots, or parts of classes
   int64_t pieces;
   int64_t pair_blocks;
   bool by_class;
   bool compact;
   bool ordered;
+  bool divided;  // whether classes of many samples are divided into parts
 
   FK_HOST_DEVICE bool gathers(const ClassTask& task) const { return compact && task.ignores_absent; }
 };
@@ -40,9 +45,16 @@ SumShape sum_shape(const ClassTask& task) {
   shape.slots = shape.by_class ? task.classes : shape.rows;
   shape.pieces = (task.classes + LongRow<Real>::kColumns - 1) / LongRow<Real>::kColumns;
   shape.ordered = task.samples > kMostScanned;
+  shape.divided = shape.ordered && !shape.compact;
+  shape.items = shape.divided ? most_parts(task) : shape.slots;
   const int64_t tiles = (shape.rows + device::kWarp - 1) / device::kWarp;
   shape.pair_blocks = tiles * (tiles + 1) / 2 + (shape.compact && !task.ignores_absent ? shape.rows : 0);
   return shape;
+}
+
+// Of rates, and of charges where there are any.
+FK_HOST_DEVICE inline int sum_kinds(const ClassTask& task) {
+  return has_charges(task) ? 2 : 1;
 }
 
 // Memory between the launches.
@@ -51,6 +63,7 @@ struct SumWorkspace {
   double* losses;     // [problems, slots]
   double* divisors;   // [problems, slots]
   double* penalties;  // [problems, pair_blocks]
+  double* part_numbers;  // [problems, most_divided, 2], weight and losses of parts of classes
   ClassOrderTables tables;
   Real* counts;   // [problems, rows]
   Real* matrix;   // [problems, rows, K], of the spectral term
@@ -58,27 +71,35 @@ struct SumWorkspace {
   Real* left;     // [problems, rows], its left singular vector
   double* sizes;  // [problems, slots], samples that count in a class
   Real* numbers;  // [problems, B, kRowNumbers]
+  Real* part_sums;  // [problems, most_divided, 1 or 2, K], the second of charges
   int64_t bytes;
 
   FK_HOST_DEVICE SumWorkspace(const ClassTask& task, const SumShape& shape) : bytes(0) {
     losses = take<double>(task, task.problems * shape.slots);
     divisors = take<double>(task, task.problems * shape.slots);
     penalties = take<double>(task, task.problems * shape.pair_blocks);
-    tables.order = take<int64_t>(task, shape.ordered ? task.problems * task.samples : 0);
-    tables.starts = take<int64_t>(task, shape.ordered ? task.problems * (task.classes + 1) : 0);
     sizes = take<double>(task, task.problems * shape.slots);
+    const int64_t divided = shape.divided ? task.problems * most_divided(task) : 0;
+    part_numbers = take<double>(task, 2 * divided);
+    const int64_t ordered = shape.ordered ? task.problems : 0;
+    tables.order = take<int64_t>(task, ordered * task.samples);
+    tables.starts = take<int64_t>(task, ordered * (task.classes + 1));
+    tables.parts = take<int64_t>(task, ordered * (task.classes + 1));
     counts = take<Real>(task, task.problems * shape.rows);
     const int64_t spectral = task.wants_spectral ? task.problems : 0;
     matrix = take<Real>(task, spectral * shape.rows * task.classes);
     sigma = take<Real>(task, spectral);
     left = take<Real>(task, spectral * shape.rows);
     numbers = take<Real>(task, shape.pieces > 1 ? task.problems * task.samples * kRowNumbers : 0);
+    part_sums = take<Real>(task, divided * sum_kinds(task) * task.classes);
+    tables.ranks = take<int32_t>(task, ordered * task.samples);
+    tables.counts = take<int32_t>(task, ordered * order_chunks(task) * task.classes);
   }
 
  private:
   template <typename Number>
   FK_HOST_DEVICE Number* take(const ClassTask& task, int64_t count) {
-    Number* taken = reinterpret_cast<Number*>(static_cast<unsigned char*>(task.workspace) + bytes);
+    Number* taken = reinterpret_cast<Number*>(reinterpret_cast<uintptr_t>(task.workspace) + bytes);
     bytes += count * static_cast<int64_t>(sizeof(Number));
     return taken;
   }
@@ -132,23 +153,28 @@ FK_KERNEL(LongRow<Real>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask)
   }
 }
 
-// Calls work(b) for the samples of a class whose turn it is for this team, in their order.
+// Calls work(b) for the samples of a class, or a part of it, whose turn it is for this team, in their order.
 template <typename Members, typename Work>
-FK_DEVICE void for_samples_of(const ClassTask& task, const ClassSamples& samples, int64_t problem, int label,
-                              bool ordered, const ClassOrderTables& tables, const Work& work) {
+FK_DEVICE void for_samples_of(const ClassTask& task, const SumShape& shape, const ClassOrderTables& tables, int64_t problem,
+                              int label, const ClassPart& part, const Work& work) {
   const int64_t team = Members::number();
   const int64_t teams = Members::count();
-  if (ordered) {
+  if (shape.ordered) {
     const int64_t* starts = tables.starts + problem * (task.classes + 1);
-    for (int64_t at = starts[label] + team; at < starts[label + 1]; at += teams) {
+    const int64_t begin = starts[label] + (part.number - part.first) * kPartSamples;
+    const bool is_last = part.number - part.first == part.parts - 1;
+    const int64_t end = is_last ? starts[label + 1] : begin + kPartSamples;
+    for (int64_t at = begin + team; at < end; at += teams) {
       work(tables.order[problem * task.samples + at]);
     }
     return;
   }
-  const int lane = device::thread() % device::kWarp;
-  for (int64_t first = team * device::kWarp; first < task.samples; first += teams * device::kWarp) {
+  const ClassSamples samples(task, problem);
+  const int lanes = Members::kSize < device::kWarp ? Members::kSize : device::kWarp;
+  const int lane = device::thread() % lanes;
+  for (int64_t first = team * lanes; first < task.samples; first += teams * lanes) {
     const bool own = first + lane < task.samples && class_of(task, samples, first + lane) == label;
-    unsigned found = device::vote(own);
+    unsigned found = device::vote(own, Members::lanes()) >> (device::thread() % device::kWarp - lane);
     while (found != 0) {
       work(first + device::bits_set((found & -found) - 1));
       found &= found - 1;
@@ -232,7 +258,14 @@ struct ClassPlace {
   int64_t row;    // of the coefficients; none if there are no more rows
   ClassSet set;  // where there are fewer samples than classes
   double all;  // weights of all samples, for Normalize::by_all and "kl-all"
+  int64_t part;  // where the sums of a part of a class wait for the others; -1: it has but one
 };
+
+// Whether anything is divided by it.
+FK_DEVICE bool needs_all(const ClassTask& task) {
+  return (task.confusion != nullptr && task.normalize == Normalize::by_all) ||
+         (has_charges(task) && task.surrogate == Surrogate::kl_all);
+}
 
 // The sum of the weights of all samples of a problem.
 template <typename Real>
@@ -273,6 +306,47 @@ FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const Cl
   }
 }
 
+// A column of a class, or of a part that waits for the others.
+template <typename Real>
+FK_DEVICE void put_sums(const ClassTask& task, const SumShape& shape, const ClassPlace<Real>& place, int column, Real sum,
+                        Real charge, Real count) {
+  if (place.part < 0) {
+    put_column(task, shape, place, column, sum, charge, count);
+    return;
+  }
+  const int64_t row = (place.problem * most_divided(task) + place.part) * sum_kinds(task);
+  Real* sums = SumWorkspace<Real>(task, shape).part_sums + row * task.classes;
+  sums[column] = sum;
+  if (has_charges(task)) {
+    sums[task.classes + column] = charge;
+  }
+}
+
+// The weight of a class and the sum of its losses, or those of a part.
+template <typename Real>
+FK_DEVICE void put_numbers(const ClassTask& task, const SumShape& shape, const ClassSamples& samples,
+                           const ClassPlace<Real>& place, int slot, double count, double losses) {
+  const SumWorkspace<Real> workspace(task, shape);
+  if (place.part >= 0) {
+    double* numbers = workspace.part_numbers + 2 * (place.problem * most_divided(task) + place.part);
+    numbers[0] = count;
+    numbers[1] = losses;
+    return;
+  }
+  if (place.label < task.classes) {
+    put(task.counts, place.problem * task.classes + place.label, static_cast<Real>(count));
+  }
+  if (task.total != nullptr) {
+    const int64_t at = place.problem * shape.slots + slot;
+    workspace.losses[at] = losses;
+    workspace.sizes[at] = count;
+    workspace.divisors[at] = count != 0 ? class_weight_of<Real>(task, samples, place.label) * count : 0;
+    if (place.row < shape.rows) {
+      workspace.counts[place.problem * shape.rows + place.row] = static_cast<Real>(count);
+    }
+  }
+}
+
 // Columns of the coefficients that belong to no class.
 template <typename Real>
 FK_DEVICE void clear_rest(const ClassTask& task, const SumShape& shape, const ClassPlace<Real>& place) {
@@ -289,114 +363,158 @@ template <typename Real>
 FK_DEVICE ClassPlace<Real> place_of(const ClassTask& task, const SumShape& shape, int64_t problem, int slot,
                                  const ClassSet& set) {
   if (!shape.compact) {
-    return {problem, slot, slot, set, 0};
+    return {problem, slot, slot, set, 0, -1};
   }
   if (!shape.by_class) {
-    return {problem, slot < set.size() ? set.select(slot) : task.classes, slot, set, 0};
+    return {problem, slot < set.size() ? set.select(slot) : task.classes, slot, set, 0, -1};
   }
   const int before = set.rank(slot);
-  return {problem, slot, set.has(slot) ? before : set.size() + slot - before, set, 0};
+  return {problem, slot, set.has(slot) ? before : set.size() + slot - before, set, 0, -1};
 }
 
-// Where the set of classes lies in shared memory, in words: behind the rates of the warps, or the weights.
+// Where the set of classes lies in shared memory, in words: behind the sums of the teams, or the weights.
 template <typename Layout>
 FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
-  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : kSumWarps * (has_charges(task) ? 2 : 1);
+  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : Layout::kTeams * sum_kinds(task);
   return rows * task.classes * static_cast<int64_t>(sizeof(typename Layout::Real) / 4);
+}
+
+// Adds up what the teams of a block have.
+template <typename Layout, bool kCharges, typename Real>
+FK_DEVICE void put_sums_of_teams(const ClassTask& task, const SumShape& shape, const ClassPlace<Real>& place,
+                                 ClassSum<Layout, kCharges>& sum, Real* sums_of_teams) {
+  using Members = typename Layout::Members;
+  constexpr int kTeams = Layout::kTeams;
+  using PerTeam = double[2][kTeams];
+  FK_SHARED(PerTeam, numbers_of_teams);
+  device::barrier();  // the weights have been read
+  if (Members::rank() == 0) {
+    numbers_of_teams[0][Members::number()] = sum.count;
+    numbers_of_teams[1][Members::number()] = sum.losses;
+  }
+  for_columns<Layout>(task, 0, [&](int e, int column) {
+    sums_of_teams[Members::number() * task.classes + column] = sum.rates[e];
+    if constexpr (kCharges) {
+      sums_of_teams[(kTeams + Members::number()) * task.classes + column] = sum.charges[e];
+    }
+  });
+  device::barrier();
+  sum.count = 0;
+  sum.losses = 0;
+  for (int team = 0; team < kTeams; ++team) {
+    sum.count += numbers_of_teams[0][team];
+    sum.losses += numbers_of_teams[1][team];
+  }
+  for (int column = device::thread(); column < task.classes; column += Layout::kBlockThreads) {
+    Real rates = 0;
+    Real lost = 0;
+    for (int team = 0; team < kTeams; ++team) {
+      add_exactly(sums_of_teams[team * task.classes + column], rates, lost);
+    }
+    Real charges = 0;
+    lost = 0;
+    for (int team = 0; team < kTeams && kCharges; ++team) {
+      add_exactly(sums_of_teams[(kTeams + team) * task.classes + column], charges, lost);
+    }
+    put_sums(task, shape, place, column, rates, charges, static_cast<Real>(sum.count));
+  }
 }
 
 template <typename Layout, bool kPieces, bool kCharges>
 FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
-  using PerWarp = double[2][kSumWarps];
-  FK_SHARED(PerWarp, numbers_of_warps);
-  Real* rates_of_warps = device::shared_memory<Real>();  // [kSumWarps, K]; the set behind it
+  Real* sums_of_teams = device::shared_memory<Real>();  // [kTeams, K]; the set behind it
   const int piece = static_cast<int>(device::block() % shape.pieces);
-  const int slot = static_cast<int>(device::block() / shape.pieces % shape.slots);
-  const int64_t problem = device::block() / shape.pieces / shape.slots;
+  const int64_t item = device::block() / shape.pieces % shape.items;
+  const int64_t problem = device::block() / shape.pieces / shape.items;
   const int first = piece * Layout::kColumns;
   const ClassSamples samples(task, problem);
+  const SumWorkspace<Real> workspace(task, shape);
+  ClassPart part{static_cast<int>(item), item, item, 1};
+  if (shape.divided) {
+    part = class_part(task, workspace.tables, problem, item);
+    if (part.parts == 0) {
+      return;
+    }
+  }
   const ClassSet set =
       shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task)) : ClassSet();
-  const SumWorkspace<Real> workspace(task, shape);
-  ClassPlace<Real> place = place_of<Real>(task, shape, problem, slot, set);
-  if ((task.confusion != nullptr && task.normalize == Normalize::by_all) ||
-      (has_charges(task) && task.surrogate == Surrogate::kl_all)) {
+  ClassPlace<Real> place = place_of<Real>(task, shape, problem, part.label, set);
+  place.part = part.parts > 1 ? part.place() : -1;
+  if (needs_all(task)) {
     place.all = sum_of_samples<Real>(task, samples);
   }
   Real all_weights = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
     all_weights = sum_of_class_weights<Real>(task, samples);
   }
-  // The rates of the warps come there later.
+  // The sums of the teams come there later.
   const StagedWeights<Real> weights =
-      kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, rates_of_warps);
+      kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, sums_of_teams);
 
   ClassSum<Layout, kCharges> sum;
   if (place.label < task.classes) {
     const Real* numbers = workspace.numbers + problem * task.samples * kRowNumbers;
-    for_samples_of<Members>(task, samples, problem, place.label, shape.ordered, workspace.tables, [&](int64_t b) {
+    for_samples_of<Members>(task, shape, workspace.tables, problem, place.label, part, [&](int64_t b) {
       add_sample<Layout, kPieces, kCharges>(task, samples, b, place.label, first, weights, all_weights, numbers, sum);
     });
   }
   if constexpr (!Layout::kBlock) {
-    device::barrier();  // the weights have been read
-    if (Members::rank() == 0) {
-      numbers_of_warps[0][Members::number()] = sum.count;
-      numbers_of_warps[1][Members::number()] = sum.losses;
-    }
-    for_columns<Layout>(task, 0, [&](int e, int column) {
-      rates_of_warps[Members::number() * task.classes + column] = sum.rates[e];
-      if constexpr (kCharges) {
-        rates_of_warps[(kSumWarps + Members::number()) * task.classes + column] = sum.charges[e];
-      }
-    });
-    device::barrier();
-    sum.count = 0;
-    sum.losses = 0;
-    for (int warp = 0; warp < kSumWarps; ++warp) {
-      sum.count += numbers_of_warps[0][warp];
-      sum.losses += numbers_of_warps[1][warp];
-    }
-    for (int column = device::thread(); column < task.classes; column += Layout::kBlockThreads) {
-      Real rates = 0;
-      Real lost = 0;
-      for (int warp = 0; warp < kSumWarps; ++warp) {
-        add_exactly(rates_of_warps[warp * task.classes + column], rates, lost);
-      }
-      Real charges = 0;
-      lost = 0;
-      for (int warp = 0; warp < kSumWarps && kCharges; ++warp) {
-        add_exactly(rates_of_warps[(kSumWarps + warp) * task.classes + column], charges, lost);
-      }
-      put_column(task, shape, place, column, rates, charges, static_cast<Real>(sum.count));
-    }
+    put_sums_of_teams(task, shape, place, sum, sums_of_teams);
   } else {
     for_columns<Layout>(task, first, [&](int e, int column) {
-      put_column(task, shape, place, column, sum.rates[e], kCharges ? sum.charges[kCharges ? e : 0] : Real(0),
-                 static_cast<Real>(sum.count));
+      put_sums(task, shape, place, column, sum.rates[e], kCharges ? sum.charges[kCharges ? e : 0] : Real(0),
+               static_cast<Real>(sum.count));
     });
   }
-
   if (piece != 0) {
     return;
   }
   clear_rest(task, shape, place);
   if (device::thread() == 0) {
-    if (place.label < task.classes) {
-      put(task.counts, problem * task.classes + place.label, static_cast<Real>(sum.count));
+    put_numbers(task, shape, samples, place, part.label, sum.count, sum.losses);
+  }
+}
+
+// Adds the parts of the classes that have several, in their order. A block has a class.
+template <typename Real>
+FK_KERNEL(kPartThreads) class_parts(FK_CONSTANT(ClassTask) task, SumShape shape) {
+  const int64_t problem = device::block() / task.classes;
+  const int label = static_cast<int>(device::block() - problem * task.classes);
+  const SumWorkspace<Real> workspace(task, shape);
+  const int64_t number = workspace.tables.parts[problem * (task.classes + 1) + label];
+  const ClassPart part = class_part(task, workspace.tables, problem, number);
+  if (part.parts == 1) {
+    return;
+  }
+  const ClassSamples samples(task, problem);
+  ClassPlace<Real> place{problem, label, label, ClassSet(), 0, -1};
+  if (needs_all(task)) {
+    place.all = sum_of_samples<Real>(task, samples);
+  }
+  const int64_t at = problem * most_divided(task) + part.place();
+  double count = 0;
+  double losses = 0;
+  for (int64_t i = 0; i < part.parts; ++i) {
+    count += workspace.part_numbers[2 * (at + i)];
+    losses += workspace.part_numbers[2 * (at + i) + 1];
+  }
+  const int64_t pitch = sum_kinds(task) * static_cast<int64_t>(task.classes);
+  for (int column = device::thread(); column < task.classes; column += kPartThreads) {
+    const Real* sums = workspace.part_sums + at * pitch + column;
+    Real rates = 0;
+    Real lost = 0;
+    Real charges = 0;
+    Real lost_charges = 0;
+    for (int64_t i = 0; i < part.parts; ++i) {
+      add_exactly(sums[i * pitch], rates, lost);
+      add_exactly(has_charges(task) ? sums[i * pitch + task.classes] : Real(0), charges, lost_charges);
     }
-    if (task.total != nullptr) {
-      const bool occurs = sum.count != 0;
-      workspace.losses[problem * shape.slots + slot] = sum.losses;
-      workspace.sizes[problem * shape.slots + slot] = sum.count;
-      workspace.divisors[problem * shape.slots + slot] =
-          occurs ? class_weight_of<Real>(task, samples, place.label) * sum.count : 0;
-      if (place.row < shape.rows) {
-        workspace.counts[problem * shape.rows + place.row] = static_cast<Real>(sum.count);
-      }
-    }
+    put_column(task, shape, place, column, rates, charges, static_cast<Real>(count));
+  }
+  if (device::thread() == 0) {
+    put_numbers(task, shape, samples, place, label, count, losses);
   }
 }
 
@@ -404,24 +522,21 @@ template <typename Layout, bool kPieces>
 int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* stream) {
   const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
   const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
-  const device::Grid grid{task.problems * shape.slots * shape.pieces, Layout::kBlockThreads, bytes};
+  const device::Grid grid{task.problems * shape.items * shape.pieces, Layout::kBlockThreads, bytes};
   return has_charges(task) ? device::launch(class_sums<Layout, kPieces, true>, grid, stream, task, shape)
                            : device::launch(class_sums<Layout, kPieces, false>, grid, stream, task, shape);
 }
 
 template <typename Real>
 int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream) {
-  if (shape.ordered) {
-    const int error = launch_class_order(task, SumWorkspace<Real>(task, shape).tables, stream);
-    if (error != 0) {
-      return error;
-    }
-  }
   if (shape.pieces > 1) {
     const size_t bytes = stages_weights(task) ? LongRow<Real>::kColumns * sizeof(Real) : 0;
     const device::Grid grid{task.problems * task.samples, LongRow<Real>::kBlockThreads, bytes};
     const int error = device::launch(class_row_numbers<Real>, grid, stream, task, shape);
     return error != 0 ? error : launch_class_sums_with<LongRow<Real>, true>(task, shape, stream);
+  }
+  if (task.classes <= HalfWarpRow<Real>::kColumns) {
+    return launch_class_sums_with<HalfWarpRow<Real>, false>(task, shape, stream);
   }
   if (task.classes <= WarpRow<Real>::kColumns) {
     return launch_class_sums_with<WarpRow<Real>, false>(task, shape, stream);
@@ -430,6 +545,19 @@ int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream
     return launch_class_sums_with<BlockRow<Real>, false>(task, shape, stream);
   }
   return launch_class_sums_with<LongRow<Real>, false>(task, shape, stream);
+}
+
+// With what comes before and after where there are many samples.
+template <typename Real>
+int launch_ordered_sums(const ClassTask& task, const SumShape& shape, void* stream) {
+  int error = shape.ordered ? launch_class_order(task, SumWorkspace<Real>(task, shape).tables, stream) : 0;
+  if (error == 0) {
+    error = launch_class_sums<Real>(task, shape, stream);
+  }
+  if (error == 0 && shape.divided) {
+    error = device::launch(class_parts<Real>, {task.problems * task.classes, kPartThreads}, stream, task, shape);
+  }
+  return error;
 }
 
 }  // namespace fairkernels

@@ -5,12 +5,12 @@
 
 namespace fairkernels {
 
-// Of `lanes` neighbouring lanes, a power of two.
+// Of `lanes` neighbouring lanes, a power of two. `mask` has all lanes that come.
 template <typename Real>
-FK_DEVICE Real lanes_sum(Real value, int lanes) {
+FK_DEVICE Real lanes_sum(Real value, int lanes, unsigned mask = device::kAllLanes) {
 #pragma unroll
   for (int bits = lanes / 2; bits > 0; bits /= 2) {
-    value += device::from_partner(value, bits);
+    value += device::from_partner(value, bits, mask);
   }
   return value;
 }
@@ -22,10 +22,10 @@ FK_DEVICE Real warp_sum(Real value) {
 
 // The largest value of `lanes` neighbouring lanes; a NaN is passed over.
 template <typename Real>
-FK_DEVICE Real lanes_max(Real value, int lanes) {
+FK_DEVICE Real lanes_max(Real value, int lanes, unsigned mask = device::kAllLanes) {
 #pragma unroll
   for (int bits = lanes / 2; bits > 0; bits /= 2) {
-    const Real other = device::from_partner(value, bits);
+    const Real other = device::from_partner(value, bits, mask);
     value = other > value || value != value ? other : value;
   }
   return value;
@@ -84,6 +84,38 @@ FK_DEVICE Real block_sum(Real value) {
   }
   device::barrier();
   return warp_sum(lane < warps ? sums[lane] : Real(0));
+}
+
+// The sum over the lanes up to this one.
+template <typename Number>
+FK_DEVICE Number warp_sum_up_to(Number value) {
+  const int lane = device::thread() % device::kWarp;
+#pragma unroll
+  for (int step = 1; step < device::kWarp; step *= 2) {
+    const Number other = device::from_lane(value, lane >= step ? lane - step : lane);
+    value += lane >= step ? other : 0;
+  }
+  return value;
+}
+
+// The sum over the threads of a block before this one.
+template <typename Number>
+FK_DEVICE Number block_sum_before(Number value) {
+  using PerWarp = Number[device::kWarp];
+  FK_SHARED(PerWarp, sums);
+  const int lane = device::thread() % device::kWarp;
+  const int warp = device::thread() / device::kWarp;
+  const Number up_to = warp_sum_up_to(value);
+  device::barrier();  // of an earlier call they have been read
+  if (lane == device::kWarp - 1) {
+    sums[warp] = up_to;
+  }
+  device::barrier();
+  Number before = up_to - value;
+  for (int w = 0; w < warp; ++w) {
+    before += sums[w];
+  }
+  return before;
 }
 
 // The largest, likewise; a NaN is passed over.
