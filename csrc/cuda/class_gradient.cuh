@@ -36,6 +36,10 @@ inline int64_t sample_parts(const ClassTask& task) {
   return parts < kMostSampleParts ? parts : kMostSampleParts;
 }
 
+inline int64_t class_gradient_bytes(const ClassTask& task) {
+  return 8 * task.problems * sample_parts(task);
+}
+
 // The sum of the class weights of samples [begin, end), the same in all threads of the block.
 template <typename Real>
 FK_DEVICE double sum_of_weights(const ClassTask& task, const ClassSamples& samples, int64_t begin, int64_t end) {

@@ -7,7 +7,6 @@
 // Backward one (class_gradient.cuh).
 #pragma once
 
-#include "cuda/class_gradient.cuh"
 #include "cuda/class_pairs.cuh"
 #include "cuda/class_small.cuh"
 
@@ -19,10 +18,6 @@ int64_t class_terms_bytes(const ClassTask& task) {
     return SmallWorkspace<Real>::bytes(task, small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>)));
   }
   return class_terms_large_bytes<Real>(task);
-}
-
-inline int64_t class_gradient_bytes(const ClassTask& task) {
-  return 8 * task.problems * sample_parts(task);
 }
 
 template <typename Real>

@@ -51,6 +51,12 @@ auto with_float_type(Dtype dtype, Function&& function) {
   }
 }
 
+// Half types are computed with in float32.
+template <typename Function>
+auto with_accumulator(Dtype dtype, Function&& function) {
+  return with_float_type(dtype, [&](auto type) { return function(Accumulator<decltype(type)>{}); });
+}
+
 template <typename Function>
 auto with_type(Dtype dtype, Function&& function) {
   if (dtype == Dtype::byte) {
