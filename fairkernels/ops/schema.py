@@ -134,10 +134,12 @@ _SPECTRAL_ACCURACY = {torch.float32: 1e-5, torch.float64: 1e-8}
 
 
 def _fair_cross_entropy_gives_gradient(args: tuple[Any, ...]) -> bool:
-    """Reading exponentials again is cheaper than taking them again; but a large gradient should not be multiplied. Nor
-    one of half precision: without the upstream factor, perhaps that of a loss scaler, it would underflow."""
+    """Reading exponentials again is cheaper than taking them again; but a large gradient should not be multiplied, on a
+    GPU only where the host takes longer. Nor one of half precision: without the upstream factor, perhaps that of a loss
+    scaler, it would underflow."""
     logits, return_parts = args[0], args[-1]
-    return not return_parts and logits.dtype in (torch.float32, torch.float64) and logits.numel() <= 2**24
+    most = 2**24 if logits.is_cpu else 2**18
+    return not return_parts and logits.dtype in (torch.float32, torch.float64) and logits.numel() <= most
 
 
 OPERATORS: dict[str, Operator] = {
