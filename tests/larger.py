@@ -75,6 +75,8 @@ def of_cuda(name: str, make: Maker) -> Iterator[Sample]:
             "ordered": (make.normal(2100, 300), make.classes(2100, count=300)),
             "rows in pieces": (make.normal(40, 2300), make.classes(40, count=2300)),
             "ordered, rows in pieces": (make.normal(2060, 2060), make.classes(2060, count=9)),
+            "more classes than rows that fit": (make.normal(60, 63), make.classes(60, count=63)),
+            "rows in pieces, far from 0": (make.normal(9, 2100) - 200, make.classes(9, count=2100)),
         }
         for label, batch in batches.items():
             for s in plain_options(name, make.dtype):

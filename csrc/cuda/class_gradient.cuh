@@ -2,7 +2,8 @@
 // Bound by memory: one read of the logits and one write of their gradient, 8 bytes of an element in fp32; an exp and some
 // 20 operations; the rows of coefficients come out of the cache. Floor: the copy of the logits. One launch. Rows of more
 // than 2,048 classes are read three times, all but the first time from the cache. Before it comes one that reads the
-// labels where a mean is taken over more than 4,096 samples.
+// labels where a mean is taken over more than 4,096 samples, or spectral_loss divides by the samples of a class of more
+// than 1,024.
 #pragma once
 
 #include "cuda/class_set.cuh"
@@ -13,11 +14,15 @@ namespace fairkernels {
 constexpr int kWeightThreads = 256;
 constexpr int64_t kSamplesOfPart = 4096;  // whose labels a block reads for a mean
 constexpr int64_t kMostSampleParts = 256;
+constexpr int kCountThreads = 512;
+constexpr int kCounted = 4096;          // classes whose samples a block counts
+constexpr int64_t kMostCounted = 1024;  // samples up to which each row counts those of its class
 
 struct GradientShape {
-  int64_t blocks;  // of a problem
-  int64_t rows;    // of a block
-  int64_t parts;   // sums of weights in the workspace; 0: each block adds them up
+  int64_t blocks;     // of a problem
+  int64_t rows;       // of a block
+  int64_t parts;      // sums of weights in the workspace; 0: each block adds them up
+  int64_t countings;  // blocks that count the samples of classes, for a problem; 0: each row does
 };
 
 inline bool is_compact(const ClassTask& task) {
@@ -28,16 +33,29 @@ inline bool divides_by_samples(const ClassTask& task) {
   return task.ce_weight != 0 && task.wants_cross_entropy && task.mean_of_samples;
 }
 
+// Whether the spectral term's gradient is divided by the samples of a class here, or by all.
+FK_HOST_DEVICE inline bool divides_here(const ClassTask& task) {
+  return task.wants_spectral && task.spec_weight != 0 && !task.divides_u;
+}
+
 inline int64_t sample_parts(const ClassTask& task) {
-  if (!divides_by_samples(task) || task.samples <= kSamplesOfPart) {
+  const bool needs_sum = divides_by_samples(task) || (divides_here(task) && task.surrogate == Surrogate::kl_all);
+  if (!needs_sum || task.samples <= kSamplesOfPart) {
     return 0;
   }
   const int64_t parts = (task.samples + kSamplesOfPart - 1) / kSamplesOfPart;
   return parts < kMostSampleParts ? parts : kMostSampleParts;
 }
 
+inline int64_t class_countings(const ClassTask& task) {
+  const bool needs_counts = divides_here(task) && task.surrogate != Surrogate::kl_all;
+  return needs_counts && task.samples > kMostCounted ? (task.classes + kCounted - 1) / kCounted : 0;
+}
+
+// Of the sums of weights, and of the samples of each class.
 inline int64_t class_gradient_bytes(const ClassTask& task) {
-  return 8 * task.problems * sample_parts(task);
+  const int64_t counts = class_countings(task) > 0 ? 4 * static_cast<int64_t>(task.classes) : 0;
+  return task.problems * (8 * sample_parts(task) + counts);
 }
 
 // The sum of the class weights of samples [begin, end), the same in all threads of the block.
@@ -61,6 +79,29 @@ FK_KERNEL(kWeightThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, int64_t
   const double sum = sum_of_weights<Real>(task, samples, task.samples * part / parts, task.samples * (part + 1) / parts);
   if (device::thread() == 0) {
     static_cast<double*>(task.workspace)[device::block()] = sum;
+  }
+}
+
+// How many samples each class has. Whole numbers: the order of the threads does not matter.
+FK_KERNEL(kCountThreads) class_counts(FK_CONSTANT(ClassTask) task, int32_t* counts, int64_t blocks) {
+  using Counts = int32_t[kCounted];
+  FK_SHARED(Counts, counted);
+  const int64_t problem = device::block() / blocks;
+  const int first = static_cast<int>(device::block() - problem * blocks) * kCounted;
+  const ClassSamples samples(task, problem);
+  for (int i = device::thread(); i < kCounted; i += kCountThreads) {
+    counted[i] = 0;
+  }
+  device::barrier();
+  for (int64_t b = device::thread(); b < task.samples; b += kCountThreads) {
+    const int place = class_of(task, samples, b) - first;
+    if (place >= 0 && place < kCounted) {
+      device::add_to(counted + place, 1);
+    }
+  }
+  device::barrier();
+  for (int i = device::thread(); i < kCounted && first + i < task.classes; i += kCountThreads) {
+    counts[problem * task.classes + first + i] = counted[i];
   }
 }
 
@@ -95,24 +136,29 @@ struct ProblemSlopes {
       }
       all_counts = block_sum(sum);
     }
-    if (task.wants_spectral && !task.divides_u && task.surrogate == Surrogate::kl_all) {
-      samples = sum_of_weights<Real>(task, samples_of, 0, task.samples);
+    if (divides_here(task) && task.surrogate == Surrogate::kl_all) {
+      samples = all_weights_of(task, samples_of, problem, parts);
     }
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
-      double divisor = 1;
-      if (parts > 0) {
-        divisor = 0;
-        for (int64_t part = 0; part < parts; ++part) {
-          divisor += static_cast<const double*>(task.workspace)[problem * parts + part];
-        }
-      } else if (task.mean_of_samples) {
-        divisor = sum_of_weights<Real>(task, samples_of, 0, task.samples);
-      }
+      const double divisor = task.mean_of_samples ? all_weights_of(task, samples_of, problem, parts) : 1;
       entropy = static_cast<Real>(task.ce_weight / divisor);
       if (task.label_smoothing != 0) {
         all_weights = sum_of_class_weights<Real>(task, samples_of);
       }
     }
+  }
+
+ private:
+  static FK_DEVICE double all_weights_of(const ClassTask& task, const ClassSamples& samples, int64_t problem,
+                                         int64_t parts) {
+    if (parts == 0) {
+      return sum_of_weights<Real>(task, samples, 0, task.samples);
+    }
+    double sum = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      sum += static_cast<const double*>(task.workspace)[problem * parts + part];
+    }
+    return sum;
   }
 };
 
@@ -306,13 +352,13 @@ FK_DEVICE GradientSums<Real> sums_of_pieces(const ClassTask& task, int64_t row, 
     const Real raised = here > top ? here : top;
     const Real at_raised = slope_where(held, raised);
     slope = here > top || at_raised > slope ? at_raised : slope;
-    total = total * std::exp(finite_top(top) - finite_top(raised)) + to_exps(finite_top(raised), held.z);
+    total = rescaled(total, top, raised) + to_exps(finite_top(raised), held.z);
     top = raised;
   }
   const Real highest = Members::max(top);
   sums.slope_at_top = Members::max(top == highest ? slope : -kInfinity<Real>);
   sums.top = finite_top(highest);
-  sums.total = Members::sum(total * std::exp(finite_top(top) - sums.top));
+  sums.total = Members::sum(rescaled(total, top, sums.top));
   for (int first = 0; first < task.classes; first += Layout::kColumns) {
     load_held<Layout, kCharges>(task, row, slopes, v, own, first, held);
     to_exps(sums.top, held.z);
@@ -379,6 +425,11 @@ FK_DEVICE int samples_of_class(const ClassTask& task, const ClassSamples& sample
   return Members::sum(count);
 }
 
+// Where class_counts leaves them, [problems, K].
+FK_HOST_DEVICE inline int32_t* counted_samples(const ClassTask& task, const GradientShape& shape) {
+  return reinterpret_cast<int32_t*>(static_cast<double*>(task.workspace) + task.problems * shape.parts);
+}
+
 // Class weights in shared memory: all, or those of a piece.
 template <typename Layout>
 FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
@@ -387,7 +438,8 @@ FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
 }
 
 template <typename Layout, bool kPieces, bool kCharges>
-FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
+FK_CROWDED_KERNEL(Layout::kBlockThreads, (Layout::template blocks<kPieces, kCharges>()))
+class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   const int64_t problem = device::block() / shape.blocks;
@@ -409,10 +461,13 @@ FK_KERNEL(Layout::kBlockThreads) class_gradient(FK_CONSTANT(ClassTask) task, Gra
     const bool counts = label != task.classes;
     const int64_t row = samples.logits + b * task.logits.row_stride;
     Real inverse_count = 1;
-    if (task.wants_spectral && !task.divides_u) {
-      const Real count = task.surrogate == Surrogate::kl_all
-                             ? static_cast<Real>(common.samples)
-                             : static_cast<Real>(samples_of_class<Members>(task, samples, label));
+    if (divides_here(task)) {
+      Real count = static_cast<Real>(common.samples);
+      if (task.surrogate != Surrogate::kl_all) {
+        count = static_cast<Real>(shape.countings == 0 ? samples_of_class<Members>(task, samples, label)
+                                  : counts             ? counted_samples(task, shape)[problem * task.classes + label]
+                                                       : 0);
+      }
       inverse_count = divided(Real(1), count);
     }
     SampleSlopes<Real> slopes =
@@ -474,7 +529,14 @@ int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const int64_t teams = Layout::kBlockThreads / Layout::Members::kSize;
   const int64_t turns = compact || divides_by_samples(task) ? 4 : 1;
   const int64_t rows = teams * turns;
-  const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task)};
+  const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task), class_countings(task)};
+  if (shape.countings > 0) {
+    const device::Grid grid{task.problems * shape.countings, kCountThreads};
+    const int error = device::launch(class_counts, grid, stream, task, counted_samples(task, shape), shape.countings);
+    if (error != 0) {
+      return error;
+    }
+  }
   const size_t set = compact ? class_set_bytes(task.classes) : 0;
   const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + set;
   const device::Grid grid{task.problems * shape.blocks, Layout::kBlockThreads, bytes};

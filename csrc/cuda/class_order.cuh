@@ -1,22 +1,24 @@
 // The samples of each class side by side, as they came: a counting sort, of whole numbers, so that nothing depends on
 // the order in which blocks run. And the parts that classes are divided into, so that no block has more than others.
 // Bytes: the labels are read twice, 8 bytes each; tables of 12 bytes for each sample and of 4 K / 512 are written and
-// read, most of them out of the cache. Operations: 512 comparisons for each sample. Four launches, whose
+// read, most of them out of the cache. Operations: 256 comparisons for each sample. Four launches, whose
 // latency is the floor up to some ten thousand samples.
 #pragma once
 
-#include "cuda/class_rows.cuh"
+#include "cuda/class_surrogates.cuh"
 
 namespace fairkernels {
 
 constexpr int kChunk = 512;         // samples, and threads, of a block
 constexpr int kPartSamples = 128;   // of a part of a class
 constexpr int kBeforeWarps = 8;
+constexpr int kChunksAtOnce = 8;    // whose counts are read before one is written
 constexpr int kStartThreads = 1024;
 
 struct ClassOrderTables {
   int64_t* order;   // [problems, B], samples by class; nothing for those that are ignored
   int64_t* starts;  // [problems, K + 1], where each class begins in it
+  double* weights;  // [problems, chunks], sums of those of samples, where anything is divided by all
   int64_t* parts;   // [problems, K + 1], how many parts the classes before have; each class has one at least
   int32_t* ranks;   // [problems, B], how many of its class come before a sample in its chunk
   int32_t* counts;  // [problems, chunks, K], samples of a class in a chunk, later in those before it
@@ -26,6 +28,13 @@ FK_HOST_DEVICE inline int64_t order_chunks(const ClassTask& task) {
   return (task.samples + kChunk - 1) / kChunk;
 }
 
+// Whether anything is divided by the weight of all samples.
+FK_DEVICE bool needs_all(const ClassTask& task) {
+  return (task.confusion != nullptr && task.normalize == Normalize::by_all) ||
+         (has_charges(task) && task.surrogate == Surrogate::kl_all);
+}
+
+template <typename Real>
 FK_KERNEL(kChunk) class_ranks(FK_CONSTANT(ClassTask) task, ClassOrderTables tables, int64_t chunks) {
   using Keys = int[kChunk];
   FK_SHARED(Keys, keys);
@@ -40,18 +49,19 @@ FK_KERNEL(kChunk) class_ranks(FK_CONSTANT(ClassTask) task, ClassOrderTables tabl
     counts[label] = 0;
   }
   device::barrier();
-  if (key == task.classes) {
-    return;
+  if (needs_all(task)) {
+    const double weight = block_sum(key < task.classes ? static_cast<double>(weight_of<Real>(task, samples, b)) : 0.0);
+    if (device::thread() == 0) {
+      tables.weights[device::block()] = weight;
+    }
   }
-  int before = 0;
-  int after = 0;
-  for (int i = 0; i < kChunk; ++i) {
-    before += keys[i] == key && i < device::thread() ? 1 : 0;
-    after += keys[i] == key && i > device::thread() ? 1 : 0;
-  }
-  tables.ranks[problem * task.samples + b] = before;
-  if (after == 0) {
-    counts[key] = before + 1;
+  if (key < task.classes) {
+    int before = 0;
+    for (int i = 0; i < device::thread(); ++i) {
+      before += keys[i] == key ? 1 : 0;
+    }
+    tables.ranks[problem * task.samples + b] = before;
+    device::raise_to(counts + key, before + 1);
   }
 }
 
@@ -78,10 +88,19 @@ FK_KERNEL(kBeforeWarps * device::kWarp) class_counts_before(FK_CONSTANT(ClassTas
   for (int w = 0; w < warp; ++w) {
     before += sums[w][lane];
   }
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int32_t count = counts[chunk * task.classes];
-    counts[chunk * task.classes] = before;
-    before += count;
+  for (int64_t first = begin; first < end; first += kChunksAtOnce) {
+    int32_t count[kChunksAtOnce];
+#pragma unroll
+    for (int i = 0; i < kChunksAtOnce; ++i) {
+      count[i] = first + i < end ? counts[(first + i) * task.classes] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kChunksAtOnce; ++i) {
+      if (first + i < end) {
+        counts[(first + i) * task.classes] = before;
+      }
+      before += count[i];
+    }
   }
   if (warp == kBeforeWarps - 1 && is_class) {
     tables.starts[problem * (task.classes + 1) + label + 1] = before;
@@ -133,10 +152,11 @@ FK_KERNEL(kChunk) class_places(FK_CONSTANT(ClassTask) task, ClassOrderTables tab
   }
 }
 
-inline int launch_class_order(const ClassTask& task, const ClassOrderTables& tables, void* stream) {
+template <typename Real>
+int launch_class_order(const ClassTask& task, const ClassOrderTables& tables, void* stream) {
   const int64_t chunks = order_chunks(task);
   const int64_t blocks = (task.classes + device::kWarp - 1) / device::kWarp;
-  int error = device::launch(class_ranks, {task.problems * chunks, kChunk}, stream, task, tables, chunks);
+  int error = device::launch(class_ranks<Real>, {task.problems * chunks, kChunk}, stream, task, tables, chunks);
   if (error == 0) {
     const device::Grid grid{task.problems * blocks, kBeforeWarps * device::kWarp};
     error = device::launch(class_counts_before, grid, stream, task, tables, chunks, blocks);

@@ -127,6 +127,12 @@ struct RowLayout {
   static constexpr bool kBlock = kThreads > device::kWarp;
   static constexpr int kBlockThreads = kBlock ? kThreads : 256;
   static constexpr int kTeams = kBlockThreads / kThreads;
+
+  // Of a kernel, on a multiprocessor together: in float 128 registers are enough for rows as a whole, without charges.
+  template <bool kPieces, bool kCharges>
+  static constexpr int blocks() {
+    return kPieces || kCharges || std::is_same_v<Real, double> ? 1 : 512 / kBlockThreads;
+  }
 };
 
 template <typename Real>
@@ -288,6 +294,12 @@ FK_DEVICE Real sum_of_class_weights(const ClassTask& task, const ClassSamples& s
 template <typename Real>
 FK_DEVICE Real finite_top(Real top) {
   return top == -kInfinity<Real> ? Real(0) : top;
+}
+
+// A sum of exponentials relative to `from`, relative to `to`. Nothing stays nothing, however far apart they are.
+template <typename Real>
+FK_DEVICE Real rescaled(Real total, Real from, Real to) {
+  return total == 0 ? total : total * std::exp(finite_top(from) - finite_top(to));
 }
 
 template <typename Real, int kHeld>

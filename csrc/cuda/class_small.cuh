@@ -3,8 +3,7 @@
 // read, and for up to some thousand samples the latency of a launch and a few barriers.
 // One launch: a block for each problem up to 256 samples, beyond a cluster of up to 8 blocks, which read each other's
 // sums in distributed shared memory, up to 8,192 samples. GPUs without clusters: a block up to 1,024 samples. More: one
-// launch whose blocks add up a stretch of samples each, and one, a block for each problem, that adds the stretches and
-// makes the terms.
+// launch of up to 256 blocks, or 32 clusters, and one, a block for each problem, that adds their sums and makes the terms.
 #pragma once
 
 #include "cuda/class_surrogates.cuh"
@@ -19,52 +18,61 @@ constexpr int64_t kFewSamples = 1024;  // that one block adds up
 constexpr int64_t kClusterSamples = 256;  // that one block of a cluster adds up, if the others are enough
 constexpr int64_t kMostStretches = 256;
 constexpr int64_t kSmallBytes = 92 << 10;  // of a block: sums, and the rates of the rows that are worked on together
+constexpr int64_t kDeclaredBytes = 24 << 10;  // more than what the kernels declare
 
 template <typename Real>
 bool has_few_classes(const ClassTask& task) {
   return task.classes <= ShortRow<Real>::kColumns;
 }
 
-// How the samples of a problem are divided: among blocks, and within a block into chunks, rows whose rates are kept.
+// How the samples of a problem are divided: among clusters of blocks, or single ones, and within a block into chunks, rows
+// whose rates are kept.
 struct SmallShape {
-  int64_t stretches;
-  int64_t stretch;
-  int64_t chunk;  // a multiple of 32
-  bool clustered;  // whether the blocks of a problem form a cluster
+  int64_t groups;  // clusters of a problem
+  int64_t cluster;  // blocks of each
+  int64_t stretch;  // samples of a block
+  int64_t chunk;    // a multiple of 32
+
+  FK_HOST_DEVICE int64_t blocks() const { return groups * cluster; }
 };
 
 inline SmallShape small_shape(const ClassTask& task, size_t real_bytes, int most_cluster) {
-  SmallShape shape{1, task.samples, 0, false};
-  shape.clustered = task.samples > kClusterSamples && most_cluster > 1 && task.samples <= kFewSamples * most_cluster;
-  if (shape.clustered || task.samples > kFewSamples) {
+  SmallShape shape{1, 1, task.samples, 0};
+  if (task.samples > (most_cluster > 1 ? kClusterSamples : kFewSamples)) {
     const int64_t wanted = (task.samples + kClusterSamples - 1) / kClusterSamples;
-    const int64_t most = shape.clustered ? most_cluster : kMostStretches;
-    shape.stretches = wanted < most ? wanted : most;
-    shape.stretch = (task.samples + shape.stretches - 1) / shape.stretches;
+    shape.cluster = wanted < most_cluster ? wanted : most_cluster;
+    if (most_cluster == 1 || task.samples > kFewSamples * most_cluster) {
+      const int64_t groups = (wanted + shape.cluster - 1) / shape.cluster;
+      const int64_t most = kMostStretches / shape.cluster;
+      shape.groups = groups < most ? groups : most;
+    }
+    shape.stretch = (task.samples + shape.blocks() - 1) / shape.blocks();
   }
   const int64_t warp = device::kWarp;
   const int64_t kinds = has_charges(task) ? 2 : 1;
-  const int64_t row = kinds * (task.classes + 1) * static_cast<int64_t>(real_bytes);
-  const int64_t fits = (kSmallBytes - 2 * task.classes * row) / row / warp * warp;
+  const int64_t sums = kinds * (task.classes + 1) * static_cast<int64_t>(real_bytes);
+  const int64_t row = sums + 4 + task.classes / 8 + 1;  // its key, and its bits in the masks
+  const int64_t there = static_cast<int64_t>(device::most_shared_memory()) - kDeclaredBytes;
+  const int64_t most = there < kSmallBytes ? there : kSmallBytes;
+  const int64_t fits = (most - 2 * task.classes * sums) / row / warp * warp;
   const int64_t all = (shape.stretch + warp - 1) / warp * warp;
   shape.chunk = all < fits ? all : (fits < warp ? warp : fits);
   return shape;
 }
 
-// Sums by class of each stretch, K rows of K rates and a weight, and the sum of the losses.
+// Sums by class of each group, K rows of K rates and a weight, and the sum of the losses.
 template <typename Real>
 struct SmallWorkspace {
-  double* losses;  // [problems, stretches]
-  Real* sums;      // [problems, stretches, 1 or 2, K, K + 1], the second of charges
+  double* losses;  // [problems, groups]
+  Real* sums;      // [problems, groups, 1 or 2, K, K + 1], the second of charges
 
   FK_HOST_DEVICE SmallWorkspace(const ClassTask& task, const SmallShape& shape)
       : losses(static_cast<double*>(task.workspace)),
-        sums(reinterpret_cast<Real*>(losses + task.problems * shape.stretches)) {}
+        sums(reinterpret_cast<Real*>(losses + task.problems * shape.groups)) {}
 
   static int64_t bytes(const ClassTask& task, const SmallShape& shape) {
     const int64_t reals = (has_charges(task) ? 2 : 1) * task.classes * (task.classes + 1);
-    const int64_t stretch = 8 + reals * static_cast<int64_t>(sizeof(Real));
-    return shape.stretches == 1 || shape.clustered ? 0 : task.problems * shape.stretches * stretch;
+    return shape.groups == 1 ? 0 : task.problems * shape.groups * (8 + reals * static_cast<int64_t>(sizeof(Real)));
   }
 };
 
@@ -77,7 +85,8 @@ struct SmallBlock {
   int words;  // of a mask
   int kinds;  // 1, or 2 with charges
   int chunk;
-  double* losses;  // the sum of this block's
+  double* losses;     // the sum of this block's
+  unsigned* present;  // [2], a bit for each class that occurs
   Real* sums;      // [kinds, K, pitch]
   Real* lost;      // [kinds, K, pitch], of the sums by rounding; later the matrix of the spectral term
   Real* rates;     // [kinds, chunk, pitch]
@@ -91,7 +100,8 @@ struct SmallBlock {
         kinds(has_charges(task) ? 2 : 1),
         chunk(static_cast<int>(shape.chunk)) {
     losses = device::shared_memory<double>();
-    sums = reinterpret_cast<Real*>(losses + 1);
+    present = reinterpret_cast<unsigned*>(losses + 1);
+    sums = reinterpret_cast<Real*>(losses + 2);
     lost = sums + cells();
     rates = lost + cells();
     key = reinterpret_cast<int*>(rates + kinds * chunk * pitch);
@@ -103,7 +113,7 @@ struct SmallBlock {
   static size_t bytes(const ClassTask& task, const SmallShape& shape) {
     const size_t classes = task.classes;
     const size_t reals = (has_charges(task) ? 2 : 1) * (classes + 1) * (2 * classes + shape.chunk);
-    return sizeof(double) + reals * sizeof(Real) + 4 * shape.chunk + classes * (shape.chunk / 8);
+    return 2 * sizeof(double) + reals * sizeof(Real) + 4 * shape.chunk + classes * (shape.chunk / 8);
   }
 };
 
@@ -205,6 +215,7 @@ FK_DEVICE void small_masks(const SmallBlock<Real>& block) {
     const unsigned rows = device::vote(block.key[(at - label * block.words) * device::kWarp + lane] == label);
     if (lane == 0) {
       block.mask[at] = rows;
+      device::set_bits(block.present + label / device::kWarp, rows != 0 ? 1u << label % device::kWarp : 0);
     }
   }
 }
@@ -240,6 +251,9 @@ FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples& samples,
     block.sums[cell] = 0;
     block.lost[cell] = 0;
   }
+  if (device::thread() < 2) {
+    block.present[device::thread()] = 0;
+  }
   using Weights = Real[kMostSmallClasses];
   FK_SHARED(Weights, staged);
   const StagedWeights<Real> weights = stage_weights(task, samples, 0, kMostSmallClasses, staged);
@@ -264,17 +278,13 @@ FK_DEVICE double add_samples(const ClassTask& task, const ClassSamples& samples,
   return losses;
 }
 
-// The classes that occur, from the masks of a single chunk.
+// The classes that occur, or all.
 template <typename Real>
 FK_DEVICE void find_slots(const SmallBlock<Real>& block, bool direct, SmallSlots& slots) {
   if (device::thread() == 0) {
     slots.used = 0;
     for (int label = 0; label < block.classes; ++label) {
-      unsigned rows = direct ? 1 : 0;
-      for (int word = 0; word < block.words && !direct; ++word) {
-        rows |= block.mask[label * block.words + word];
-      }
-      if (rows != 0) {
+      if (direct || (block.present[label / device::kWarp] >> label % device::kWarp & 1u) != 0) {
         slots.label[slots.used++] = label;
       }
     }
@@ -518,36 +528,38 @@ FK_DEVICE double add_cluster(const SmallBlock<Real>& block, double losses, int r
 template <typename Real>
 FK_KERNEL(kSmallThreads) class_terms_small(FK_CONSTANT(ClassTask) task, SmallShape shape) {
   FK_SHARED(SmallSlots, slots);
-  const int64_t problem = device::block() / shape.stretches;
-  const int rank = static_cast<int>(device::block() - problem * shape.stretches);
-  const int64_t begin = rank * shape.stretch;
+  const int64_t problem = device::block() / shape.blocks();
+  const int64_t number = device::block() - problem * shape.blocks();
+  const int rank = static_cast<int>(number % shape.cluster);
+  const int64_t begin = number * shape.stretch;
   const int64_t end = begin + shape.stretch < task.samples ? begin + shape.stretch : task.samples;
   const ClassSamples samples(task, problem);
   const SmallBlock<Real> block(task, shape);
   double losses = add_samples(task, samples, shape, begin, end, block);
-  if (shape.clustered) {
-    losses = add_cluster(block, losses, rank, static_cast<int>(shape.stretches));
+  if (shape.cluster > 1) {
+    losses = add_cluster(block, losses, rank, static_cast<int>(shape.cluster));
     if (rank != 0) {
       return;
     }
   }
-  if (shape.stretches == 1 || shape.clustered) {
+  if (shape.groups == 1) {
     find_slots(block, task.samples >= task.classes, slots);
     small_terms(task, problem, samples, losses, block, slots);
     return;
   }
   const SmallWorkspace<Real> workspace(task, shape);
+  const int64_t group = device::block() / shape.cluster;
   const int cells = block.cells();
   for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
-    workspace.sums[device::block() * cells + cell] = block.sums[cell];
+    workspace.sums[group * cells + cell] = block.sums[cell];
   }
   const double sum = block_sum(losses);
   if (device::thread() == 0) {
-    workspace.losses[device::block()] = sum;
+    workspace.losses[group] = sum;
   }
 }
 
-// Adds the stretches, in their order.
+// Adds the groups, in their order.
 template <typename Real>
 FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallShape shape) {
   FK_SHARED(SmallSlots, slots);
@@ -559,14 +571,14 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
   for (int cell = device::thread(); cell < cells; cell += kSmallThreads) {
     Real sum = 0;
     Real lost = 0;
-    for (int64_t stretch = 0; stretch < shape.stretches; ++stretch) {
-      add_exactly(workspace.sums[(problem * shape.stretches + stretch) * cells + cell], sum, lost);
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      add_exactly(workspace.sums[(problem * shape.groups + group) * cells + cell], sum, lost);
     }
     block.sums[cell] = sum;
   }
   double losses = 0;
-  for (int64_t stretch = device::thread(); stretch < shape.stretches; stretch += kSmallThreads) {
-    losses += workspace.losses[problem * shape.stretches + stretch];
+  for (int64_t group = device::thread(); group < shape.groups; group += kSmallThreads) {
+    losses += workspace.losses[problem * shape.groups + group];
   }
   device::barrier();
   find_slots(block, true, slots);
@@ -576,10 +588,10 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
 template <typename Real>
 int launch_class_terms_small(const ClassTask& task, void* stream) {
   const SmallShape shape = small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>));
-  const device::Grid grid{task.problems * shape.stretches, kSmallThreads, SmallBlock<Real>::bytes(task, shape),
-                          shape.clustered ? static_cast<int>(shape.stretches) : 1};
+  const device::Grid grid{task.problems * shape.blocks(), kSmallThreads, SmallBlock<Real>::bytes(task, shape),
+                          static_cast<int>(shape.cluster)};
   const int error = device::launch(class_terms_small<Real>, grid, stream, task, shape);
-  if (error != 0 || shape.stretches == 1 || shape.clustered) {
+  if (error != 0 || shape.groups == 1) {
     return error;
   }
   const device::Grid combine{task.problems, kSmallThreads, SmallBlock<Real>::bytes(task, SmallShape{})};

@@ -82,6 +82,7 @@ struct SumWorkspace {
     const int64_t divided = shape.divided ? task.problems * most_divided(task) : 0;
     part_numbers = take<double>(task, 2 * divided);
     const int64_t ordered = shape.ordered ? task.problems : 0;
+    tables.weights = take<double>(task, ordered * order_chunks(task));
     tables.order = take<int64_t>(task, ordered * task.samples);
     tables.starts = take<int64_t>(task, ordered * (task.classes + 1));
     tables.parts = take<int64_t>(task, ordered * (task.classes + 1));
@@ -124,11 +125,11 @@ FK_KERNEL(LongRow<Real>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask)
     load_logits<Layout>(task, row, first, z);
     const Real here = largest_held(z);
     const Real raised = here > top ? here : top;
-    total = total * std::exp(finite_top(top) - finite_top(raised)) + to_exps(finite_top(raised), z);
+    total = rescaled(total, top, raised) + to_exps(finite_top(raised), z);
     top = raised;
   }
   const Real highest = finite_top(Members::max(top));
-  total = Members::sum(total * std::exp(finite_top(top) - highest));
+  total = Members::sum(rescaled(total, top, highest));
   Real drops = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
     for (int first = 0; first < task.classes; first += Layout::kColumns) {
@@ -169,15 +170,24 @@ FK_DEVICE void for_samples_of(const ClassTask& task, const SumShape& shape, cons
     }
     return;
   }
+  using Found = unsigned[kMostScanned / device::kWarp];
+  FK_SHARED(Found, found);
   const ClassSamples samples(task, problem);
-  const int lanes = Members::kSize < device::kWarp ? Members::kSize : device::kWarp;
-  const int lane = device::thread() % lanes;
-  for (int64_t first = team * lanes; first < task.samples; first += teams * lanes) {
-    const bool own = first + lane < task.samples && class_of(task, samples, first + lane) == label;
-    unsigned found = device::vote(own, Members::lanes()) >> (device::thread() % device::kWarp - lane);
-    while (found != 0) {
-      work(first + device::bits_set((found & -found) - 1));
-      found &= found - 1;
+  const int words = static_cast<int>((task.samples + device::kWarp - 1) / device::kWarp);
+  for (int word = device::thread() / device::kWarp; word < words; word += device::threads() / device::kWarp) {
+    const int64_t b = static_cast<int64_t>(word) * device::kWarp + device::thread() % device::kWarp;
+    const unsigned own = device::vote(b < task.samples && class_of(task, samples, b) == label);
+    if (device::thread() % device::kWarp == 0) {
+      found[word] = own;
+    }
+  }
+  device::barrier();
+  int64_t before = 0;
+  for (int word = 0; word < words; ++word) {
+    for (unsigned left = found[word]; left != 0; left &= left - 1) {
+      if (before++ % teams == team) {
+        work(word * device::kWarp + device::bits_set((left & -left) - 1));
+      }
     }
   }
 }
@@ -261,16 +271,18 @@ struct ClassPlace {
   int64_t part;  // where the sums of a part of a class wait for the others; -1: it has but one
 };
 
-// Whether anything is divided by it.
-FK_DEVICE bool needs_all(const ClassTask& task) {
-  return (task.confusion != nullptr && task.normalize == Normalize::by_all) ||
-         (has_charges(task) && task.surrogate == Surrogate::kl_all);
-}
-
 // The sum of the weights of all samples of a problem.
 template <typename Real>
-FK_DEVICE double sum_of_samples(const ClassTask& task, const ClassSamples& samples) {
+FK_DEVICE double sum_of_samples(const ClassTask& task, const SumShape& shape, const ClassSamples& samples, int64_t problem) {
   double sum = 0;
+  if (shape.ordered) {
+    const int64_t chunks = order_chunks(task);
+    const double* weights = SumWorkspace<Real>(task, shape).tables.weights + problem * chunks;
+    for (int64_t chunk = device::thread(); chunk < chunks; chunk += device::threads()) {
+      sum += weights[chunk];
+    }
+    return block_sum(sum);
+  }
   for (int64_t b = device::thread(); b < task.samples; b += device::threads()) {
     sum += class_of(task, samples, b) < task.classes ? weight_of<Real>(task, samples, b) : 0;
   }
@@ -421,7 +433,8 @@ FK_DEVICE void put_sums_of_teams(const ClassTask& task, const SumShape& shape, c
 }
 
 template <typename Layout, bool kPieces, bool kCharges>
-FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
+FK_CROWDED_KERNEL(Layout::kBlockThreads, (Layout::template blocks<kPieces, kCharges>()))
+class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   using Real = typename Layout::Real;
   using Members = typename Layout::Members;
   Real* sums_of_teams = device::shared_memory<Real>();  // [kTeams, K]; the set behind it
@@ -443,7 +456,7 @@ FK_KERNEL(Layout::kBlockThreads) class_sums(FK_CONSTANT(ClassTask) task, SumShap
   ClassPlace<Real> place = place_of<Real>(task, shape, problem, part.label, set);
   place.part = part.parts > 1 ? part.place() : -1;
   if (needs_all(task)) {
-    place.all = sum_of_samples<Real>(task, samples);
+    place.all = sum_of_samples<Real>(task, shape, samples, problem);
   }
   Real all_weights = 0;
   if (task.wants_cross_entropy && task.label_smoothing != 0) {
@@ -483,15 +496,15 @@ FK_KERNEL(kPartThreads) class_parts(FK_CONSTANT(ClassTask) task, SumShape shape)
   const int64_t problem = device::block() / task.classes;
   const int label = static_cast<int>(device::block() - problem * task.classes);
   const SumWorkspace<Real> workspace(task, shape);
-  const int64_t number = workspace.tables.parts[problem * (task.classes + 1) + label];
-  const ClassPart part = class_part(task, workspace.tables, problem, number);
+  const int64_t* parts = workspace.tables.parts + problem * (task.classes + 1) + label;
+  const ClassPart part{label, parts[0], parts[0], parts[1] - parts[0]};
   if (part.parts == 1) {
     return;
   }
   const ClassSamples samples(task, problem);
   ClassPlace<Real> place{problem, label, label, ClassSet(), 0, -1};
   if (needs_all(task)) {
-    place.all = sum_of_samples<Real>(task, samples);
+    place.all = sum_of_samples<Real>(task, shape, samples, problem);
   }
   const int64_t at = problem * most_divided(task) + part.place();
   double count = 0;
@@ -550,7 +563,7 @@ int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream
 // With what comes before and after where there are many samples.
 template <typename Real>
 int launch_ordered_sums(const ClassTask& task, const SumShape& shape, void* stream) {
-  int error = shape.ordered ? launch_class_order(task, SumWorkspace<Real>(task, shape).tables, stream) : 0;
+  int error = shape.ordered ? launch_class_order<Real>(task, SumWorkspace<Real>(task, shape).tables, stream) : 0;
   if (error == 0) {
     error = launch_class_sums<Real>(task, shape, stream);
   }

@@ -38,7 +38,9 @@ struct Grid {
 #include <cuda_runtime.h>
 
 #define FK_DEVICE __device__ __forceinline__
-#define FK_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+#define FK_KERNEL(threads) FK_CROWDED_KERNEL(threads, 1)
+// So many blocks must fit into a multiprocessor: they share its 65,536 registers.
+#define FK_CROWDED_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define FK_CONSTANT(Type) const __grid_constant__ Type  // a parameter of a kernel that is large
 #define FK_SHARED(Type, name) __shared__ Type name
 
@@ -110,6 +112,15 @@ FK_DEVICE void set_bits(unsigned* word, unsigned bits) {
   atomicOr(word, bits);
 }
 
+// Likewise, in any memory: a number becomes larger, or stays. The order in which threads come does not matter.
+FK_DEVICE void raise_to(int32_t* number, int32_t value) {
+  atomicMax(number, value);
+}
+
+FK_DEVICE void add_to(int32_t* number, int32_t value) {
+  atomicAdd(number, value);
+}
+
 // The memory of the block that its launch has asked for.
 template <typename T>
 FK_DEVICE T* shared_memory() {
@@ -132,6 +143,29 @@ FK_DEVICE void store16_once(void* to, Bytes16 bytes) {
   __stcs(static_cast<uint4*>(to), make_uint4(bytes.word[0], bytes.word[1], bytes.word[2], bytes.word[3]));
 }
 
+// Of a block, with what its kernel declares; 48 KiB where nobody knows.
+inline size_t most_shared_memory() {
+  int device = 0;
+  int bytes = 48 << 10;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  return bytes;
+}
+
+// More than 48 KiB, with what it declares, a kernel must be allowed: once all that there is, so that no thread of the host
+// takes back what another needs.
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*kernel)(Parameters...), size_t bytes) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess || static_cast<size_t>(attributes.maxDynamicSharedSizeBytes) >= bytes) {
+    return error;
+  }
+  const int most = static_cast<int>(most_shared_memory() - attributes.sharedSizeBytes);
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
 // Returns an error code of the runtime, 0 for none.
 template <typename... Parameters>
 int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typename AsGiven<Parameters>::Type&... arguments) {
@@ -141,10 +175,9 @@ int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typenam
   if (grid.blocks > INT32_MAX) {
     return cudaErrorInvalidConfiguration;
   }
-  constexpr size_t kAlwaysThere = 48 << 10;
-  if (grid.shared_bytes > kAlwaysThere) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(grid.shared_bytes));
+  constexpr size_t kSurelyThere = 8 << 10;  // of the first 48 KiB a kernel declares less than the others
+  if (grid.shared_bytes > kSurelyThere) {
+    const cudaError_t error = allow_shared_memory(kernel, grid.shared_bytes);
     if (error != cudaSuccess) {
       return error;
     }
@@ -173,16 +206,6 @@ int most_cluster(void (*kernel)(Parameters...)) {
     return 1;
   }
   return attributes.ptxVersion >= 90 ? kPortableCluster : 1;
-}
-
-// Of a block, with what its kernel declares; 48 KiB where nobody knows.
-inline size_t most_shared_memory() {
-  int device = 0;
-  int bytes = 48 << 10;
-  if (cudaGetDevice(&device) == cudaSuccess) {
-    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  return bytes;
 }
 
 inline const char* error_text(int code) {

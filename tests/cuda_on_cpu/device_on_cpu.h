@@ -32,6 +32,7 @@
 
 #define FK_DEVICE inline
 #define FK_KERNEL(threads) [[maybe_unused]] static void
+#define FK_CROWDED_KERNEL(threads, blocks) FK_KERNEL(threads)
 #define FK_CONSTANT(Type) const Type
 #define FK_SHARED(Type, name) Type& name = *static_cast<Type*>(device::shared_at(__FILE__, __LINE__, sizeof(Type)))
 
@@ -52,6 +53,8 @@ inline const std::string& order() {
   return order;
 }
 
+constexpr size_t kMostShared = 99 << 10;  // the least that a GPU has; most have more
+
 #define FK_SITE Site site = {__builtin_FILE(), __builtin_LINE()}
 
 // Memory of a block, with a guard behind it where no sanitizer watches.
@@ -63,6 +66,7 @@ class SharedMemory {
   }
 
   unsigned char* data() { return data_.get(); }
+  size_t bytes() const { return bytes_; }
   bool intact() const {
     const unsigned char* guard = data_.get() + bytes_;
     return std::all_of(guard, guard + kGuard, [](unsigned char byte) { return byte == kPattern; });
@@ -273,15 +277,18 @@ class Cluster {
     FK_TELL_SANITIZER(__sanitizer_finish_switch_fiber(fiber->fake_stack, &scheduler_stack_, &scheduler_size_));
   }
 
-  // Empty if nothing was written behind shared memory.
+  // Empty if nothing was written behind shared memory, and there is as much.
   std::string overwritten() const {
     std::string error;
     for (const auto& block : blocks_) {
+      size_t bytes = block->dynamic.bytes();
       for (const auto& [place, memory] : block->declared) {
+        bytes += memory->bytes();
         const Site site{std::get<0>(place), std::get<1>(place)};
         error = memory->intact() ? error : "shared memory is written out of bounds, declared at " + site.text();
       }
       error = block->dynamic.intact() ? error : "the shared memory of the launch is written out of bounds";
+      error = bytes <= kMostShared ? error : "more shared memory than there is: " + std::to_string(bytes) + " bytes";
     }
     return error;
   }
@@ -396,6 +403,14 @@ inline void set_bits(unsigned* word, unsigned bits) {
   *word |= bits;
 }
 
+inline void raise_to(int32_t* number, int32_t value) {
+  *number = std::max(*number, value);
+}
+
+inline void add_to(int32_t* number, int32_t value) {
+  *number += value;
+}
+
 template <typename T>
 T* shared_memory() {
   return reinterpret_cast<T*>(here().dynamic.data());
@@ -426,9 +441,8 @@ int launch(void (*kernel)(Parameters...), Grid grid, void*, const typename AsGiv
   return last_error().empty() ? 0 : 1;
 }
 
-// The least that a GPU has; most have more.
 inline size_t most_shared_memory() {
-  return 99 << 10;
+  return kMostShared;
 }
 
 template <typename... Parameters>
