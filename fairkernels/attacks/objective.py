@@ -1,0 +1,107 @@
+"""What an attack climbs: from a point to logits, to one loss a sample, to the gradient at the point alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairkernels.ops import check
+
+from .losses import Loss
+
+Forward = Callable[[Tensor], Tensor]
+"""From images to logits ``[N, K]``, or from points to images."""
+
+
+class Goal(NamedTuple):
+    """Classes to be left or, ``targeted``, to be reached; ``labels`` int64 ``[N]``."""
+
+    labels: Tensor
+    targeted: bool
+
+    def reached(self, logits: Tensor) -> Tensor:
+        """Whether the model is fooled as intended, bool ``[N]``."""
+        hit = logits.argmax(-1) == self.labels
+        return hit if self.targeted else ~hit
+
+
+class Found(NamedTuple):
+    """What is known of a point: one loss a sample, whether its goal is reached, the gradient."""
+
+    losses: Tensor
+    reached: Callable[[], Tensor]
+    grad: Tensor
+
+
+class Objective:
+    """Loss and gradient at a point.
+
+    Args:
+        forward: images to logits.
+        loss: logits to one value a sample.
+        goal: for whom.
+        render: points to images, differentiable; None: points are images.
+        passes: of the model, averaged: expectation over its randomness (Athalye et al., arXiv 1707.07397).
+    """
+
+    def __init__(self, forward: Forward, loss: Loss, goal: Goal, render: Forward | None = None, passes: int = 1):
+        self.forward, self.loss, self.goal = forward, loss, goal
+        self.render, self.passes = render, passes
+        self.weights: Tensor | None = None  # 1 a sample: the sum of the losses is differentiated
+
+    def __call__(self, point: Tensor) -> Found:
+        total = self.once(point)
+        for _ in range(self.passes - 1):
+            total = [one.add_(other) for one, other in zip(total, self.once(point), strict=True)]
+        losses, logits, grad = total if self.passes == 1 else [one.div_(self.passes) for one in total]
+        return Found(losses, lambda: self.goal.reached(logits), grad)
+
+    def once(self, point: Tensor) -> list[Tensor]:
+        leaf = point.detach().requires_grad_()
+        losses, logits = self.losses(leaf)
+        if not losses.requires_grad:
+            raise RuntimeError("the model gives no gradient: its logits do not depend on the images, or are detached")
+        (grad,) = torch.autograd.grad(losses, leaf, self.weights, allow_unused=True)
+        if grad is None:
+            raise RuntimeError("the model gives no gradient: its logits do not depend on the images")
+        return [losses.detach(), logits.detach(), grad]
+
+    @torch.no_grad()
+    def judge(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of a point and whether it has reached its goal, ``[N]`` each, without a gradient."""
+        found = [self.losses(point) for _ in range(self.passes)]
+        losses, logits = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
+        return losses, self.goal.reached(logits)
+
+    def losses(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.forward(self.render(point) if self.render else point)
+        check_logits(logits, len(point))
+        if self.weights is None:
+            self.admit(logits)
+        return self.loss(logits, *self.goal), logits
+
+    def admit(self, logits: Tensor) -> None:
+        """The first logits say which labels there are.
+
+        On a GPU nobody waits to look: the gradient of a sample whose label is none of them is NaN, which has no sign.
+        """
+        labels, classes = self.goal.labels, logits.shape[-1]
+        valid = (labels >= 0) & (labels < classes)
+        if labels.is_cpu and not valid.all():
+            row = int(valid.to(torch.uint8).argmin())
+            raise IndexError(f"labels[{row}] must be in [0, {classes}), got {int(labels[row])}")
+        self.goal = Goal(torch.where(valid, labels, 0), self.goal.targeted)
+        self.weights = torch.where(valid, 1.0, torch.nan).to(logits.dtype)
+
+
+def check_logits(logits: Any, samples: int) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model must return logits [N, K], got {type(logits).__name__}; wrap it to return them alone"
+        )
+    check.floating(logits, "the model's logits")
+    if logits.dim() != 2 or logits.shape[0] != samples:
+        raise ValueError(f"the model must return logits [{samples}, K], got {check.shape(logits)}")
