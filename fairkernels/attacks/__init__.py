@@ -6,17 +6,31 @@
     adversarial = attack(images, labels)
 """
 
+from .apgd import APGD
 from .base import Attack, PerClass
+from .evaluation import Outcome, evaluate
 from .gradient import FFGSM, FGSM, MIFGSM, PGD, PGDL2, TPGD, MaskedPGD
+from .roa import ROA
+from .shapes import eyeglasses, face_mask, load_shape
+from .wearables import EyeglassAttack, FaceMaskAttack
 
 __all__ = [
+    "APGD",
     "FFGSM",
     "FGSM",
     "MIFGSM",
     "PGD",
     "PGDL2",
+    "ROA",
     "TPGD",
     "Attack",
+    "EyeglassAttack",
+    "FaceMaskAttack",
     "MaskedPGD",
+    "Outcome",
     "PerClass",
+    "evaluate",
+    "eyeglasses",
+    "face_mask",
+    "load_shape",
 ]

@@ -35,10 +35,9 @@ Size = float | Tensor | PerClass
 """In units of the images: a number, ``[N]`` (one per sample), what broadcasts to the images, or :class:`PerClass`."""
 
 
-class Options(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False):
     """Keyword arguments of every attack, see :class:`Attack`."""
 
-    loss: str | Callable[[Tensor, Tensor], Tensor]
     targeted: Targets
     restarts: int
     keep: Keep
@@ -49,6 +48,12 @@ class Options(TypedDict, total=False):
     seed: int
     capture: bool
     compile: bool
+
+
+class Options(CommonOptions, total=False):
+    """And of those whose loss can be chosen."""
+
+    loss: str | Callable[[Tensor, Tensor], Tensor]
 
 
 class Problem(NamedTuple):

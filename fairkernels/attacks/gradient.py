@@ -12,7 +12,7 @@ from fairkernels import functional as FK
 from fairkernels.ops import check
 
 from . import losses
-from .base import Attack, Options, Problem, Size
+from .base import Attack, CommonOptions, Options, Problem, Size
 from .loop import Step
 from .objective import Goal
 from .steps import along_momentum, fused_step
@@ -143,7 +143,7 @@ class TPGD(PGD):
         eps: Size = 8 / 255,
         alpha: Size = 2 / 255,
         steps: int = 10,
-        **options: Unpack[Options],
+        **options: Unpack[CommonOptions],
     ) -> None:
         refused = [name for name in ("loss", "targeted") if name in options]
         if refused:
