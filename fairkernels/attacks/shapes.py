@@ -14,14 +14,14 @@ from fairkernels.ops import check
 
 
 def eyeglasses(height: int, width: int, *, thickness: float = 0.03) -> Tensor:
-    """Frames of eyeglasses on a face that fills the image, its eyes 40 % down: bool ``[height, width]``.
+    """Frames of eyeglasses on a face that fills the image, its eyes 45 % down: bool ``[height, width]``.
 
     Args:
         height, width: of the image, in pixels.
         thickness: of the rims, as a share of the height; at least one pixel is drawn.
 
     Returns:
-        About a tenth of the image at the default thickness; Sharif et al. (CCS 2016) paint 6.5 %.
+        At the default thickness about as much of the image as Sharif et al. (CCS 2016) paint, 6.5 %.
 
     Raises:
         TypeError, ValueError: for a size that is none.
@@ -30,11 +30,11 @@ def eyeglasses(height: int, width: int, *, thickness: float = 0.03) -> Tensor:
     half = max(thickness, 1 / height)
 
     beside = (x.abs() - 0.21).abs()  # from the centre of either lens
-    lens = (beside / 0.15) ** 4 + ((y - 0.40) / 0.10) ** 4
-    outer = (beside / (0.15 + half)) ** 4 + ((y - 0.40) / (0.10 + half)) ** 4
+    lens = (beside / 0.15) ** 4 + ((y - 0.45) / 0.08) ** 4
+    outer = (beside / (0.15 + half)) ** 4 + ((y - 0.45) / (0.08 + half)) ** 4
     rims = (outer <= 1) & (lens > 1)
-    bridge = (x.abs() < 0.08) & ((y - 0.37).abs() <= half / 2)
-    temples = (x.abs() > 0.35) & (x.abs() < 0.48) & ((y - 0.36).abs() <= half / 2)
+    bridge = (x.abs() < 0.08) & ((y - 0.42).abs() <= half / 2)
+    temples = (x.abs() > 0.35) & (x.abs() < 0.48) & ((y - 0.41).abs() <= half / 2)
     return rims | bridge | temples
 
 
@@ -45,9 +45,9 @@ def face_mask(height: int, width: int) -> Tensor:
         TypeError, ValueError: for a size that is none.
     """
     x, y = face_coordinates(height, width)
-    cloth = (y > 0.52) & (y < 0.95) & (x.abs() < 0.36 - 0.9 * (y - 0.62).clamp(min=0) ** 1.2)
-    upper = ((y - (0.56 - 0.3 * (x.abs() - 0.34))).abs() <= max(0.012, 0.6 / height)) & (x.abs() > 0.34)
-    lower = ((y - (0.72 - 0.5 * (x.abs() - 0.30))).abs() <= max(0.012, 0.6 / height)) & (x.abs() > 0.30)
+    cloth = (y > 0.57) & (y < 0.99) & (x.abs() < 0.36 - 0.9 * (y - 0.67).clamp(min=0) ** 1.2)
+    upper = ((y - (0.61 - 0.3 * (x.abs() - 0.34))).abs() <= max(0.012, 0.6 / height)) & (x.abs() > 0.34)
+    lower = ((y - (0.77 - 0.5 * (x.abs() - 0.30))).abs() <= max(0.012, 0.6 / height)) & (x.abs() > 0.30)
     return cloth | ((upper | lower) & (x.abs() < 0.48))
 
 
@@ -88,5 +88,5 @@ def face_coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
         if size < 1:
             raise ValueError(f"{name} must be >= 1, got {size}")
     down = (torch.arange(height, dtype=torch.float64) + 0.5) / height
-    across = (torch.arange(width, dtype=torch.float64) + 0.5) / width - 0.5
+    across = (2 * torch.arange(width, dtype=torch.float64) + 1 - width) / (2 * width)  # symmetric to the bit
     return across.expand(height, width), down[:, None].expand(height, width)
