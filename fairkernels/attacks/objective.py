@@ -50,13 +50,14 @@ class Objective:
     def __init__(self, forward: Forward, loss: Loss, goal: Goal, render: Forward | None = None, passes: int = 1):
         self.forward, self.loss, self.goal = forward, loss, goal
         self.render, self.passes = render, passes
-        self.weights: Tensor | None = None  # 1 a sample: the sum of the losses is differentiated
+        self.weights = goal.labels.new_empty(0)  # of the samples in the sum that is differentiated, see admit
+        self.admitted = False
 
     def __call__(self, point: Tensor) -> Found:
         total = self.once(point)
         for _ in range(self.passes - 1):
-            total = [one.add_(other) for one, other in zip(total, self.once(point), strict=True)]
-        losses, logits, grad = total if self.passes == 1 else [one.div_(self.passes) for one in total]
+            total = [one + other for one, other in zip(total, self.once(point), strict=True)]
+        losses, logits, grad = total if self.passes == 1 else [one / self.passes for one in total]
         return Found(losses, lambda: self.goal.reached(logits), grad)
 
     def once(self, point: Tensor) -> list[Tensor]:
@@ -64,7 +65,7 @@ class Objective:
         losses, logits = self.losses(leaf)
         if not losses.requires_grad:
             raise RuntimeError("the model gives no gradient: its logits do not depend on the images, or are detached")
-        (grad,) = torch.autograd.grad(losses, leaf, self.weights, allow_unused=True)
+        (grad,) = torch.autograd.grad(losses @ self.weights.to(losses.dtype), leaf, allow_unused=True)
         if grad is None:
             raise RuntimeError("the model gives no gradient: its logits do not depend on the images")
         return [losses.detach(), logits.detach(), grad]
@@ -79,8 +80,9 @@ class Objective:
     def losses(self, point: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.forward(self.render(point) if self.render else point)
         check_logits(logits, len(point))
-        if self.weights is None:
+        if not self.admitted:
             self.admit(logits)
+            self.admitted = True
         return self.loss(logits, *self.goal), logits
 
     def admit(self, logits: Tensor) -> None:
@@ -89,12 +91,14 @@ class Objective:
         On a GPU nobody waits to look: the gradient of a sample whose label is none of them is NaN, which has no sign.
         """
         labels, classes = self.goal.labels, logits.shape[-1]
+        self.weights = torch.ones_like(labels, dtype=logits.dtype)
         valid = (labels >= 0) & (labels < classes)
-        if labels.is_cpu and not valid.all():
+        if not labels.is_cpu:
+            self.goal = Goal(torch.where(valid, labels, 0), self.goal.targeted)
+            self.weights = torch.where(valid, self.weights, torch.nan)
+        elif not valid.all():
             row = int(valid.to(torch.uint8).argmin())
             raise IndexError(f"labels[{row}] must be in [0, {classes}), got {int(labels[row])}")
-        self.goal = Goal(torch.where(valid, labels, 0), self.goal.targeted)
-        self.weights = torch.where(valid, 1.0, torch.nan).to(logits.dtype)
 
 
 def check_logits(logits: Any, samples: int) -> None:
