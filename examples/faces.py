@@ -117,7 +117,7 @@ def draw(model: nn.Module, tried: dict[str, attacks.Attack], images: Tensor, lab
         found = model(shown).argmax(-1) if judged else None
         for row, image in enumerate(shown):
             face = axes[row, column]
-            face.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            face.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             face.set_axis_off()
             if found is not None:
                 right = found[row] == labels[row]

@@ -159,7 +159,7 @@ class Attack:
         checked_images(images)
         labels = checked_labels(labels, images, self.needs_labels)
         with hygiene.differentiating():
-            x = hygiene.ordinary(images)
+            x, labels = hygiene.ordinary(images), None if labels is None else hygiene.ordinary(labels)
             pixels = x if self.normalization is None else self.normalization.pixels(x, self.bounds)
             self.look(pixels)
             if not len(x):

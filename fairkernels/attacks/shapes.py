@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import image as pictures
 from torch import Tensor
 
 from fairkernels.ops import check
@@ -65,7 +64,9 @@ def load_shape(path: str | Path, height: int, width: int) -> Tensor:
         ValueError: if nothing is inside, or the file holds no picture.
         OSError: if there is no such file.
     """
-    drawn = np.load(path) != 0 if Path(path).suffix == ".npy" else bright(pictures.imread(path))
+    from matplotlib.image import imread  # takes a while
+
+    drawn = np.load(path) != 0 if Path(path).suffix == ".npy" else bright(imread(path))
     drawn = drawn.any(-1) if drawn.ndim == 3 else drawn
     if drawn.ndim != 2 or not drawn.any():
         raise ValueError(f"{path} must hold a shape [h, w] that is not empty, got {list(drawn.shape)}")
