@@ -1,6 +1,9 @@
 """What an attack leaves as it found it, and what it refuses."""
 
 import re
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from attacked import batch, small_cnn
 from torch import nn
 
 from fairkernels import attacks
+from fairkernels.attacks import capture
 
 HALF = torch.arange(10) % 2 == 0
 
@@ -274,6 +278,103 @@ def test_a_compiled_model_is_attacked_alike():
     attack = attacks.PGD(model, steps=3, compile=True)
     torch.testing.assert_close(attack(images, labels), expected)
     assert_as_before(model, before)
+
+
+class Replayed:
+    """What a CUDA graph does, on the CPU: the recorded loop again, on the recorded memory."""
+
+    def __init__(self, monkeypatch):
+        self.records = 0
+        monkeypatch.setattr(capture, "why_no_graph", lambda model, images: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self.recording)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self.Graph())
+        climb = attacks.Attack.climb
+
+        def noted(attack, problem, start):
+            results = climb(attack, problem, start)
+            self.last = partial(climb, attack, problem, start), results
+            return results
+
+        monkeypatch.setattr(attacks.Attack, "climb", noted)
+
+    def wait_stream(self, other):
+        pass
+
+    @contextmanager
+    def recording(self, graph):
+        self.records += 1
+        yield
+        graph.loop, graph.results = self.last
+
+    class Graph:
+        def replay(self):
+            for result, fresh in zip(self.results, self.loop(), strict=True):
+                result.copy_(fresh)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("PGD", {"keep": "best", "restarts": 2, "eps": attacks.PerClass(torch.linspace(0, 0.2, 7))}),
+        ("TPGD", {}),
+        ("MIFGSM", {"freeze": True, "targeted": "random"}),
+        ("APGD", {"normalization": ([0.5] * 3, [0.5] * 3)}),
+        ("FaceMaskAttack", {}),
+        ("ROA", {"size": 3, "stride": 3}),
+    ],
+)
+def test_what_is_recorded_is_fed_every_call_anew(monkeypatch, name, options):
+    model, (images, labels) = small_cnn(), batch()
+    plain, captured = (getattr(attacks, name)(model, steps=4, capture=wanted, **options) for wanted in (False, True))
+    data = [(images, labels), (images.flip(0) * 0.9, labels.flip(0)), (images[:4], labels[:4]), (images, labels)]
+    data = [(2 * x - 1, y) for x, y in data] if "normalization" in options else data
+    expected = [plain(*given) for given in data]
+    replayed = Replayed(monkeypatch)
+    found = [captured(*given) for given in data]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert replayed.records == 2  # one for each shape
+
+
+def test_what_is_burnt_in_is_recorded_anew(monkeypatch):
+    model, data = small_cnn(), batch()
+    replayed = Replayed(monkeypatch)
+    attack = attacks.PGD(model, capture=True)
+    attack(*data)
+    attack.eps = 0.2
+    attack(*data)
+    attack.steps = 3
+    attack(*data)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    attack(*data)
+    assert replayed.records == 3
+    model[0] = nn.Conv2d(3, 8, 3, padding=1).double()
+    attack(*data)
+    assert replayed.records == 4
+    for steps in range(1, 12):
+        attack.steps = steps
+        attack(*data)
+    assert len(attack.graphs.recorded) == capture.MOST_GRAPHS
+
+
+def test_graphs_are_refused_where_a_replay_would_not_be_the_loop(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+
+    def reason(model, images=on_gpu):
+        return capture.why_no_graph(model, images)
+
+    hooked = nn.Linear(2, 2)
+    hooked.register_forward_hook(lambda *_: None)
+    if not torch.cuda.is_available():
+        assert "weights on cpu" in reason(nn.Linear(2, 2))
+    assert "hooks" in reason(hooked)
+    assert "only a module" in reason(lambda x: x)
+    assert "compiled already" in reason(torch.compile(nn.Linear(2, 2), backend="eager"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -138,6 +138,14 @@ def test_sizes_per_class_are_those_of_the_labels(name):
     assert (reach[labels > 0] > 0).all()
 
 
+def test_sizes_per_class_are_those_of_the_true_labels_where_targets_are_chosen():
+    images, labels = batch()
+    radii = torch.linspace(0.01, 0.3, 7)
+    for targeted in ("random", "least-likely", lambda images, labels: (labels + 1) % 7):
+        found = attacks.PGD(MODEL, attacks.PerClass(radii), 0.5, 1, targeted=targeted)(images, labels)
+        assert ((found - images).abs().flatten(1).amax(1) <= radii[labels] + 1e-7).all()
+
+
 # --- strength -----------------------------------------------------------------------------------------------------
 
 

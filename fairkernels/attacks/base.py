@@ -169,7 +169,8 @@ class Attack:
                 hygiene.without_parameters(self.model, self.compile),
                 hygiene.own_randomness(self.draw(), x.device),
             ):
-                adversarial = self.attack(pixels, self.goal(pixels, labels))
+                goal = self.goal(pixels, labels)
+                adversarial = self.attack(self.problem(pixels, goal, goal.labels if labels is None else labels))
         if self.normalization is None:
             return adversarial
         return torch.where(adversarial == pixels, x, self.normalization.normalized(adversarial))
@@ -190,15 +191,15 @@ class Attack:
         """Points to images, differentiable; None where points are images."""
         return None
 
-    def problem(self, x: Tensor, goal: Goal) -> Problem:
-        alpha, eps = (resolved(size, goal.labels, x) for size in (self.alpha, self.eps))
+    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
+        """What the attack is about; ``classes`` pick the sizes that are one per class."""
+        alpha, eps = (resolved(size, classes, x) for size in (self.alpha, self.eps))
         return Problem(x, goal, alpha, eps, None if self.mask is None else self.mask.to(x.device))
 
     # --- the attack -----------------------------------------------------------------------------------------------
 
-    def attack(self, x: Tensor, goal: Goal) -> Tensor:
+    def attack(self, problem: Problem) -> Tensor:
         """The worst end of all restarts, as images."""
-        problem = self.problem(x, goal)
         ends = Worst()
         for restart in range(self.restarts):
             start = self.start(problem, restart)

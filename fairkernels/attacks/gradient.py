@@ -150,9 +150,9 @@ class TPGD(PGD):
             raise ValueError(f"TPGD leaves the clean prediction: it takes no {' and no '.join(refused)}")
         super().__init__(model, eps, alpha, steps, True, **options)
 
-    def problem(self, x: Tensor, goal: Goal) -> Problem:
+    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
         with torch.no_grad():
-            return super().problem(x, goal)._replace(natural=self.logits(x))
+            return super().problem(x, goal, classes)._replace(natural=self.logits(x))
 
     def start(self, problem: Problem, restart: int) -> Tensor:
         generator = torch.Generator(problem.x.device).manual_seed(self.draw())

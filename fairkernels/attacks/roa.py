@@ -50,8 +50,8 @@ class ROA(PGD):
         check.non_negative(grey, "grey")
         self.grey, self.search_batch = self.bounds[0] + grey * (self.bounds[1] - self.bounds[0]), search_batch
 
-    def problem(self, x: Tensor, goal: Goal) -> Problem:
-        problem = super().problem(x, goal)._replace(eps=self.bounds[1] - self.bounds[0])
+    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
+        problem = super().problem(x, goal, classes)._replace(eps=self.bounds[1] - self.bounds[0])
         return problem._replace(mask=self.search(problem))
 
     def start(self, problem: Problem, restart: int) -> Tensor:

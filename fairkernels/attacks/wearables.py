@@ -43,10 +43,12 @@ class Wearable(Attack):
             check.mask(mask, "mask")
         self.shape = mask
 
-    def problem(self, x: Tensor, goal: Goal) -> Problem:
+    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
         height, width = x.shape[-2:]
         mask = self.shape(height, width) if callable(self.shape) else self.shape
-        return super().problem(x, goal)._replace(mask=mask.to(x.device) != 0, eps=self.bounds[1] - self.bounds[0])
+        return (
+            super().problem(x, goal, classes)._replace(mask=mask.to(x.device) != 0, eps=self.bounds[1] - self.bounds[0])
+        )
 
 
 class EyeglassAttack(Wearable):
