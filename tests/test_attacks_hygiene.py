@@ -9,6 +9,7 @@ import pytest
 import torch
 from attacked import batch, small_cnn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkernels import attacks
 from fairkernels.attacks import capture
@@ -147,6 +148,29 @@ def test_half_precision_does_not_underflow():
     images, labels = torch.rand(4096, 3, 2, 2).half(), torch.randint(5, (4096,))
     moved = attacks.FGSM(model)(images, labels) != images
     assert moved.float().mean() > 0.95
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: reading a value, sizes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["PGD", "PGDL2", "TPGD", "MIFGSM", "APGD", "EyeglassAttack", "FaceMaskAttack", "ROA"])
+def test_no_step_waits_for_the_device(name):
+    model, data = small_cnn(), batch()
+    options = {"size": 3, "stride": 3} if name == "ROA" else {}
+    options |= {"freeze": True, "eot": 2} | ({} if name == "APGD" else {"keep": "best"})
+    counts = []
+    for steps in (1, 30):
+        with Waits() as waits:
+            getattr(attacks, name)(model, steps=steps, **options)(*data)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
 
 
 # --- seeds --------------------------------------------------------------------------------------------------------
