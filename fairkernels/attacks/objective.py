@@ -79,8 +79,8 @@ class Objective:
 
     def losses(self, point: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.forward(self.render(point) if self.render else point)
-        check_logits(logits, len(point))
         if not self.admitted:
+            check_logits(logits, len(point))
             self.admit(logits)
             self.admitted = True
         return self.loss(logits, *self.goal), logits
