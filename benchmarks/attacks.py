@@ -174,6 +174,9 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = torch.get_num_threads(),
 ) -> None:
     """Time every library on every model and batch, print the shares, write them."""
+    unknown = [name for name in model or () if name not in MODELS]
+    if unknown:
+        raise typer.BadParameter(f"must be one of {', '.join(MODELS)}, got {unknown[0]}", param_hint="--model")
     torch.set_num_threads(threads)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     console, found = Console(), []
@@ -189,7 +192,7 @@ def main(
     console.print(shown(found, about))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        where = about["gpu"] or f"{about['processor'].split(',')[0]} {about['cores']} cores"
+        where = about["gpu"] or about["processor"]
         words = "-".join("".join(c if c.isalnum() else " " for c in where).lower().split())
         today = datetime.now(timezone.utc).date()
         content = {
