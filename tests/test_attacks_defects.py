@@ -10,6 +10,8 @@ from torch import nn
 from fairkernels import attacks
 from fairkernels.attacks import losses
 from fairkernels.attacks.loop import Worst
+from fairkernels.attacks.objective import Found
+from fairkernels.attacks.steps import along_momentum
 
 
 def test_targeted_eyeglasses_that_walk_away_from_the_target():
@@ -90,3 +92,14 @@ def test_mifgsm_dividing_by_a_zero_gradient():
     images = torch.full((2, 1, 2, 2), 0.5)
     moved = attacks.MIFGSM(Behind(), eps=0.1, alpha=0.05, steps=2)(images, torch.zeros(2, dtype=torch.long))
     torch.testing.assert_close(moved, images - 0.05)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_momentum_forgets_a_gradient_that_is_not_finite(wrong):
+    grads = [torch.full((1, 1, 2, 2), value) for value in (1.0, wrong, -3.0)]
+    grads[1][..., 0] = 1.0
+    along = []
+    step = along_momentum(lambda point, found, out: along.append(found.grad.clone()), 1.0)
+    for grad in grads:
+        step(grad, Found(grad, None, grad), grad)
+    torch.testing.assert_close(torch.cat(along)[:, 0, 0, 1], torch.tensor([1.0, 1.0, 0.0]))

@@ -1,5 +1,6 @@
 """What an attack leaves as it found it, and what it refuses."""
 
+import pickle
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -12,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkernels import attacks
-from fairkernels.attacks import capture
+from fairkernels import functional as FK
+from fairkernels.attacks import capture, objective
 
 HALF = torch.arange(10) % 2 == 0
 
@@ -104,6 +106,21 @@ def test_nothing_is_left_behind(attack):
     assert adversarial.data_ptr() != images.data_ptr()
     assert not adversarial.requires_grad
     assert (adversarial.dtype, adversarial.shape) == (images.dtype, images.shape)
+
+
+@pytest.mark.parametrize("attack", every_attack(small_cnn()), ids=names)
+def test_the_operator_that_is_named_is_the_one_that_steps(monkeypatch, attack):
+    steps, step = [], FK.pgd_step
+    monkeypatch.setattr(FK, "pgd_step", lambda *args, **options: steps.append("pgd_step") or step(*args, **options))
+    attack(*batch())
+    assert set(steps) == ({attack.operator} if attack.operator else set())
+
+
+def test_attacks_go_through_pickle():
+    attack, data = attacks.PGD(small_cnn(), normalization=([0.0] * 3, [1.0] * 3)), batch()
+    attack(*data)
+    copied = pickle.loads(pickle.dumps(attack))
+    assert copied(*data).equal(attack(*data))
 
 
 @pytest.mark.parametrize("passes", [0, 1, 2])
@@ -241,12 +258,31 @@ def test_labels_that_are_none_are_refused():
     refused(ValueError, "labels must be [9] like images [9, 3, 11, 10], got [3]", labels=labels[:3])
     refused(TypeError, "labels must hold integers", labels=labels.double())
     refused(IndexError, "labels[0] must be in [0, 7), got 7", labels=torch.full((9,), 7))
-    refused(IndexError, "labels[8] must be in [0, 7), got -100", labels=torch.tensor([0] * 8 + [-100]))
+    outside = torch.tensor([0] * 8 + [-100])
+    for how in (False, True, "random", "least-likely"):
+        refused(IndexError, "labels[8] must be in [0, 7), got -100", labels=outside, targeted=how)
+    radii = attacks.PerClass(torch.full((3,), 0.1))
+    refused(IndexError, "labels[1] must be in [0, 3), got 5", labels=torch.tensor([0, 5] + [0] * 7), eps=radii)
+
+
+def test_where_nobody_looks_a_label_that_is_none_moves_no_sample(monkeypatch):
+    """On a GPU the check would wait for the device; here what it would raise is left out."""
+    monkeypatch.setattr(objective, "known", lambda labels, classes: (labels.clamp(0, 6), labels < classes))
+    images, labels = batch(height=24, width=20)
+    labels[2] = 9
+    other = torch.arange(9) != 2
+    for name, options in {"PGD": {"random_start": False}, "PGDL2": {"random_start": False}, "MIFGSM": {}}.items():
+        moved = (getattr(attacks, name)(small_cnn(), **options)(images, labels) != images).flatten(1).any(1)
+        assert moved.equal(other)
+    painted, after = (attacks.EyeglassAttack(small_cnn(), steps=n)(images, labels) for n in (0, 3))
+    assert (painted != after).flatten(1).any(1).equal(other)
 
 
 def test_models_that_give_no_logits_or_no_gradient_are_refused():
     inner = small_cnn()
-    refused(TypeError, "the model must return logits [N, K], got tuple", model=lambda x: (inner(x), x))
+    for attack in [*every_attack(lambda x: (inner(x), x)), attacks.PGD(lambda x: (inner(x),), targeted="random")]:
+        with pytest.raises(TypeError, match=re.escape("the model must return logits [N, K], got tuple")):
+            attack(*batch())
     refused(ValueError, "the model must return logits [9, K], got [9]", model=lambda x: inner(x).sum(1))
     refused(RuntimeError, "the model gives no gradient", model=lambda x: inner(x).detach())
     refused(RuntimeError, "the model gives no gradient", model=lambda x: inner(torch.ones_like(x).requires_grad_()))
@@ -256,11 +292,15 @@ def test_models_that_give_no_logits_or_no_gradient_are_refused():
 def test_options_that_are_none_are_refused():
     refused(ValueError, "eps must be >= 0, got -1", eps=-1)
     refused(TypeError, "alpha must be a number, got str", alpha="2/255")
+    refused(ValueError, "eps must be >= 0, got [-1.0]", eps=torch.tensor([-1.0]))
+    refused(ValueError, "eps must broadcast to [9, 3, 11, 10], got [4]", eps=torch.ones(4))
+    refused(ValueError, "bounds must be (lowest, highest), got (1, 0)", bounds=(1, 0))
     refused(ValueError, "restarts must be >= 1, got 0", restarts=0)
     refused(ValueError, "loss must be one of 'ce', 'margin', 'dlr'", loss="cw")
     refused(ValueError, "keep must be one of 'last', 'best', got 'worst'", keep="worst")
     refused(ValueError, "targeted must be one of False, True, 'random', 'least-likely'", targeted="least_likely")
     refused(ValueError, "loss must give one value a sample, [9], got []", loss=nn.functional.cross_entropy)
+    refused(TypeError, "what loss gives must be a torch.Tensor, got float", loss=lambda logits, labels: 0.5)
     refused(
         ValueError,
         "loss='dlr' needs at least 3 classes, got 2",
@@ -272,6 +312,13 @@ def test_options_that_are_none_are_refused():
         attacks.TPGD(small_cnn(), targeted=True)
     with pytest.raises(ValueError, match="it takes no keep"):
         attacks.APGD(small_cnn(), keep="last")
+    with pytest.raises(ValueError, match="values must be "):
+        attacks.PerClass(torch.ones(7, 1))
+    with pytest.raises(ValueError, match="search_batch must be >= 1 and grey <= 1"):
+        attacks.ROA(small_cnn(), grey=128)
+    for attack in (attacks.MaskedPGD, attacks.EyeglassAttack, attacks.FaceMaskAttack):
+        with pytest.raises(ValueError, match="mask must broadcast to"):
+            attack(small_cnn(), mask=torch.ones(5, 5))(*batch())
     with pytest.raises(ValueError, match="size must fit into images of 11x10, got 70x70"):
         attacks.ROA(small_cnn())(*batch())
 
@@ -379,10 +426,32 @@ def test_what_is_burnt_in_is_recorded_anew(monkeypatch):
     model[0] = nn.Conv2d(3, 8, 3, padding=1).double()
     attack(*data)
     assert replayed.records == 4
+    attack.bounds = (-1.0, 1.0)
+    attack(*data)
+    assert replayed.records == 5
     for steps in range(1, 12):
         attack.steps = steps
         attack(*data)
     assert len(attack.graphs.recorded) == capture.MOST_GRAPHS
+
+
+def test_a_loop_is_recorded_without_the_cache_of_autocast(monkeypatch):
+    """A replay would read casts of the weights that are gone by then."""
+    model, cached = small_cnn(), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x: cached.append(torch.is_autocast_cache_enabled()) or forward(x))
+    Replayed(monkeypatch)
+    attacks.PGD(model, steps=1, capture=True)(*batch())
+    assert cached == [True] * capture.WARM_UP + [False] + [True]  # the last is the replay, which here is the loop
+
+
+def test_a_changed_momentum_is_recorded_anew(monkeypatch):
+    replayed = Replayed(monkeypatch)
+    attack = attacks.MIFGSM(small_cnn(), capture=True)
+    attack(*batch())
+    attack.decay = 0.5
+    attack(*batch())
+    assert replayed.records == 2
 
 
 def test_graphs_are_refused_where_a_replay_would_not_be_the_loop(monkeypatch):
@@ -397,6 +466,9 @@ def test_graphs_are_refused_where_a_replay_would_not_be_the_loop(monkeypatch):
     if not torch.cuda.is_available():
         assert "weights on cpu" in reason(nn.Linear(2, 2))
     assert "hooks" in reason(hooked)
+    hooked_backward = nn.Linear(2, 2)
+    hooked_backward.register_full_backward_hook(lambda *_: None)
+    assert "hooks" in reason(hooked_backward)
     assert "only a module" in reason(lambda x: x)
     assert "compiled already" in reason(torch.compile(nn.Linear(2, 2), backend="eager"))
 

@@ -99,11 +99,12 @@ def test_normalised_images_outside_the_mask_change_by_no_bit():
     assert ((adversarial - normalised).abs() * torch.tensor(std).reshape(-1, 1, 1)).max() <= 8 / 255 + 1e-9
 
 
-def test_any_layout_of_the_images_is_attacked_alike():
+@pytest.mark.parametrize("name", ["PGD", "TPGD", "APGD"])
+def test_any_layout_of_the_images_is_attacked_alike(name):
     images, labels = batch()
-    expected = attacks.PGD(MODEL)(images, labels)
-    torch.testing.assert_close(attacks.PGD(MODEL)(images.to(memory_format=torch.channels_last), labels), expected)
-    torch.testing.assert_close(attacks.PGD(MODEL)(images.mT.contiguous().mT, labels), expected)
+    expected = made(name)(images, labels)
+    torch.testing.assert_close(made(name)(images.to(memory_format=torch.channels_last), labels), expected)
+    torch.testing.assert_close(made(name)(images.mT.contiguous().mT, labels), expected)
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------
@@ -125,6 +126,15 @@ def test_sizes_per_sample_are_those_of_each_sample_alone(name):
         if name == "APGD":
             alone.start = lambda problem, restart: problem.x
         torch.testing.assert_close(found[row : row + 1], alone(images[row : row + 1], labels[row : row + 1]))
+
+
+def test_sizes_carry_no_gradient():
+    images, labels = batch()
+    eps = torch.full((9,), 0.1, requires_grad=True)
+    for name in ("PGD", "APGD"):
+        found = made(name, eps=eps, steps=3)(images, labels)
+        assert not found.requires_grad
+        assert found.equal(made(name, eps=eps.detach(), steps=3)(images, labels))
 
 
 @pytest.mark.parametrize("name", ["PGD", "FFGSM", "MIFGSM", "APGD", "TPGD"])
@@ -207,6 +217,13 @@ def test_targeted_attacks_reach_their_target(how, loss):
     assert (targets != data.labels).all()
     assert right(model, adversarial, targets) > 0.8
     assert right(model, data.images, targets) < 0.05
+
+
+@pytest.mark.parametrize("targeted", [0, 1])
+def test_an_integer_says_whether_an_attack_is_targeted(targeted):
+    images, labels = batch()
+    expected = attacks.FGSM(MODEL, targeted=bool(targeted))(images, labels)
+    assert attacks.FGSM(MODEL, targeted=targeted)(images, labels).equal(expected)
 
 
 def test_random_targets_are_all_the_other_classes():

@@ -100,6 +100,18 @@ def test_the_frames_start_at_the_worst_of_the_colours():
     torch.testing.assert_close(found, torch.stack(losses).amax(0), atol=1e-6, rtol=0)
 
 
+def test_eyeglasses_take_steps_per_sample_and_class():
+    model, (images, labels) = small_cnn(), batch(4, height=24, width=4)  # as wide as the batch is large
+    alphas = torch.tensor([0.0, 0.01, 0.05, 0.2])
+    found = attacks.EyeglassAttack(model, steps=3, alpha=alphas)(images, labels)
+    for row, alpha in enumerate(alphas.tolist()):
+        alone = attacks.EyeglassAttack(model, steps=3, alpha=alpha)(images[row : row + 1], labels[row : row + 1])
+        torch.testing.assert_close(found[row : row + 1], alone)
+    by_class = attacks.PerClass(torch.linspace(0, 0.3, 7))
+    expected = attacks.EyeglassAttack(model, steps=3, alpha=by_class.values[labels])(images, labels)
+    assert attacks.EyeglassAttack(model, steps=3, alpha=by_class)(images, labels).equal(expected)
+
+
 def test_the_pattern_of_a_face_mask_is_as_coarse_as_its_grid():
     images, labels = torch.full((2, 3, 32, 32), 0.5, dtype=torch.float64), torch.tensor([1, 2])
     attack = attacks.FaceMaskAttack(small_cnn(), steps=1, alpha=0.1, grid=(2, 2), mask=torch.ones(32, 32))

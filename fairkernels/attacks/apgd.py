@@ -66,9 +66,9 @@ class Adaptive:
 
     def __init__(self, problem: Problem, bounds: tuple[float, float], checkpoints: set[int], rho: float) -> None:
         self.x, self.eps, self.bounds, self.checkpoints, self.rho = problem.x, problem.eps, bounds, checkpoints, rho
-        radius = spread(problem.eps, problem.x)
-        self.low, self.high = (problem.x - radius).clamp_(min=bounds[0]), (problem.x + radius).clamp_(max=bounds[1])
-        self.size = 2 * radius * problem.x.new_ones(len(problem.x), *[1] * (problem.x.dim() - 1))
+        self.low = (problem.x - problem.eps).clamp_(min=bounds[0])
+        self.high = (problem.x + problem.eps).clamp_(max=bounds[1])
+        self.size = 2 * problem.eps * problem.x.new_ones(len(problem.x), *[1] * (problem.x.dim() - 1))
         self.taken = 0
 
     def __call__(self, point: Tensor, found: Found, out: Tensor) -> Tensor:
@@ -123,8 +123,3 @@ def checkpoints(steps: int) -> Iterator[int]:
         yield at
         length = max(length - less, least)
         at += length
-
-
-def spread(size: float | Tensor, like: Tensor) -> float | Tensor:
-    """One value a sample as ``[N, 1, 1, 1]``, others as they are."""
-    return per_sample(size, like) if isinstance(size, Tensor) and size.dim() == 1 else size

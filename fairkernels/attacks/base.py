@@ -14,9 +14,9 @@ from fairkernels.ops import check
 
 from . import hygiene, losses
 from .capture import Graphs, compiled
-from .inputs import Normalization, checked_images, checked_labels
-from .loop import Step, Worst, iterate
-from .objective import Forward, Goal, Objective
+from .inputs import Normalization, broadcasting, checked_images, checked_labels
+from .loop import Step, Worst, iterate, per_sample
+from .objective import Forward, Goal, Objective, check_logits, known
 
 Keep = Literal["last", "best"]
 Targets = bool | Literal["random", "least-likely"] | Callable[[Tensor, Tensor], Tensor]
@@ -29,6 +29,11 @@ class PerClass:
     """A step size or radius for every class: ``values`` ``[K]``, of which a sample gets that of its label."""
 
     values: Tensor
+
+    def __post_init__(self) -> None:
+        check.floating(self.values, "values")
+        if self.values.dim() != 1:
+            raise ValueError(f"values must be [K], got {check.shape(self.values)}")
 
 
 Size = float | Tensor | PerClass
@@ -61,7 +66,7 @@ class Problem(NamedTuple):
 
     x: Tensor
     goal: Goal
-    alpha: float | Tensor
+    alpha: float | Tensor  # tensors broadcast to the points
     eps: float | Tensor
     mask: Tensor | None
     natural: Tensor | None = None  # logits of x, where the loss compares with them
@@ -100,7 +105,7 @@ class Attack:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is expected. On a GPU only the first call looks
             whether the images are in the bounds: looking waits for the device.
-        IndexError: naming the first label that is no class (CPU; on a GPU such a sample does not move).
+        IndexError: naming the first label that is no class (CPU; on a GPU such a sample stays where it starts).
         RuntimeError: if the model gives no gradient, or ``capture`` or ``compile`` is not safe, with the reason.
     """
 
@@ -134,20 +139,26 @@ class Attack:
         if not callable(model):
             raise TypeError(f"model must be a module or a function, got {type(model).__name__}")
         for name, size in (("alpha", alpha), ("eps", eps)):
-            if not isinstance(size, (Tensor, PerClass)):
-                check.non_negative(size, name)
+            values = size.values if isinstance(size, PerClass) else size
+            if not isinstance(values, Tensor):
+                check.non_negative(values, name)
+            elif not (values >= 0).all():
+                raise ValueError(f"{name} must be >= 0, got {values.tolist()}")
         for name, count, least in (("steps", steps, 0), ("restarts", restarts, 1), ("eot", eot, 1)):
             check.integer(count, name)
             if count < least:
                 raise ValueError(f"{name} must be >= {least}, got {count}")
         if not callable(targeted):
             check.option(targeted, "targeted", TARGETS)
+            targeted = targeted if isinstance(targeted, str) else bool(targeted)
         check.option(keep, "keep", KEEPS)
         check.integer(seed, "seed")
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be (lowest, highest), got {bounds!r}")
 
         self.model, self.alpha, self.eps, self.steps = model, alpha, eps, steps
         self.loss, self.targeted, self.restarts, self.keep, self.freeze = loss, targeted, restarts, keep, freeze
-        self.eot, self.bounds = eot, bounds
+        self.eot, self.bounds = eot, (float(bounds[0]), float(bounds[1]))
         self.normalization = None if normalization is None else Normalization(*normalization)
         self.random = random.Random(seed)
         self.compile, self.graphs = compile, Graphs() if capture else None
@@ -157,7 +168,10 @@ class Attack:
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         checked_images(images)
-        labels = checked_labels(labels, images, self.needs_labels)
+        if labels is not None:
+            labels = checked_labels(labels, images)
+        elif self.needs_labels:
+            raise TypeError("labels are missing: pass int64 [N], got None")
         with hygiene.differentiating():
             x, labels = hygiene.ordinary(images), None if labels is None else hygiene.ordinary(labels)
             pixels = x if self.normalization is None else self.normalization.pixels(x, self.bounds)
@@ -169,8 +183,7 @@ class Attack:
                 hygiene.without_parameters(self.model, self.compile),
                 hygiene.own_randomness(self.draw(), x.device),
             ):
-                goal = self.goal(pixels, labels)
-                adversarial = self.attack(self.problem(pixels, goal, goal.labels if labels is None else labels))
+                adversarial = self.attack(self.problem(pixels, labels))
         if self.normalization is None:
             return adversarial
         return torch.where(adversarial == pixels, x, self.normalization.normalized(adversarial))
@@ -191,10 +204,12 @@ class Attack:
         """Points to images, differentiable; None where points are images."""
         return None
 
-    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
-        """What the attack is about; ``classes`` pick the sizes that are one per class."""
-        alpha, eps = (resolved(size, classes, x) for size in (self.alpha, self.eps))
-        return Problem(x, goal, alpha, eps, None if self.mask is None else self.mask.to(x.device))
+    def problem(self, x: Tensor, labels: Tensor | None) -> Problem:
+        """What the attack is about; ``labels`` are missing only where they need not be given."""
+        assert labels is not None
+        alpha, eps = (resolved(size, name, labels, x) for name, size in (("alpha", self.alpha), ("eps", self.eps)))
+        mask = None if self.mask is None else broadcasting(self.mask, "mask", x)
+        return Problem(x, self.goal(x, labels), alpha, eps, mask)
 
     # --- the attack -----------------------------------------------------------------------------------------------
 
@@ -230,26 +245,24 @@ class Attack:
     def logits(self, pixels: Tensor) -> Tensor:
         return self.called(pixels if self.normalization is None else self.normalization.normalized(pixels))
 
-    def goal(self, x: Tensor, labels: Tensor | None) -> Goal:
-        if self.targeted is True:
-            assert labels is not None
-            return Goal(labels, True)
-        if callable(self.targeted):
-            return Goal(checked_labels(self.targeted(x, labels), x, True, "targets"), True)  # type: ignore[arg-type]
-        if labels is not None and self.targeted is False:
-            return Goal(labels, False)
+    @torch.no_grad()
+    def clean_logits(self, x: Tensor) -> Tensor:
+        logits = self.logits(x)
+        check_logits(logits, len(x))
+        return logits
 
-        with torch.no_grad():
-            logits = self.logits(x)
-        labels = logits.argmax(-1) if labels is None else labels
-        if self.targeted is False:
-            return Goal(labels, False)
-        return Goal(self.chosen_targets(logits, labels, self.targeted), True)
+    def goal(self, x: Tensor, labels: Tensor) -> Goal:
+        if isinstance(self.targeted, bool):
+            return Goal(labels, self.targeted)
+        if callable(self.targeted):
+            return Goal(checked_labels(self.targeted(x, labels), x, "targets"), True)
+        return Goal(self.chosen_targets(self.clean_logits(x), labels, self.targeted), True)
 
     def chosen_targets(self, logits: Tensor, labels: Tensor, how: str) -> Tensor:
         classes = logits.shape[-1]
         if classes < 2:
             raise ValueError(f"targeted={how!r} needs at least 2 classes, got {classes}")
+        labels, _ = known(labels, classes)
         if how == "least-likely":
             return logits.scatter(-1, labels.unsqueeze(-1), torch.inf).argmin(-1)
         generator = torch.Generator(logits.device).manual_seed(self.draw())
@@ -266,20 +279,19 @@ class Attack:
             return
         lowest, highest = (value.item() for value in pixels.aminmax())
         if not (self.bounds[0] <= lowest and highest <= self.bounds[1]):
+            advice = "they must be normalised as said" if self.normalization else "normalised ones need normalization="
             raise ValueError(
-                f"images must be in {list(self.bounds)}, got values from {lowest:g} to {highest:g}"
-                + (
-                    "; they must be normalised as said"
-                    if self.normalization
-                    else "; normalised ones need normalization="
-                )
+                f"images must be in {list(self.bounds)}, got values from {lowest:g} to {highest:g}; {advice}"
             )
         self.looked = True
 
 
-def resolved(size: Size, labels: Tensor, like: Tensor) -> float | Tensor:
-    """The size for every sample, where it is one for every class."""
-    if not isinstance(size, PerClass):
-        return size.to(like) if isinstance(size, Tensor) else float(size)
-    values = size.values.to(like)
-    return values[labels.clamp(0, len(values) - 1)]  # no access out of bounds; such labels are refused later
+def resolved(size: Size, name: str, labels: Tensor, x: Tensor) -> float | Tensor:
+    """A number, or what broadcasts to ``x``: one value a sample as ``[N, 1, 1, 1]``."""
+    if isinstance(size, PerClass):
+        classes, valid = known(labels, len(size.values))
+        size = torch.where(valid, size.values.to(x.device)[classes], 0)
+    if not isinstance(size, Tensor):
+        return float(size)
+    size = size.detach().to(x)
+    return broadcasting(per_sample(size, x) if size.shape == x.shape[:1] else size, name, x)

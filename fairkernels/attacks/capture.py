@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .base import Attack, Problem
 
 MOST_GRAPHS = 8  # of an attack; each holds the memory of its loop
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WARM_UP = 2  # rounds before a capture, in which libraries choose their algorithms
 
 
@@ -58,19 +59,13 @@ class Graphs:
     def kind(self, attack: Attack, leaves: list[Any]) -> Any:
         """Whatever a recording has burnt in."""
         arguments = tuple(layout(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        options = (
-            attack.steps,
-            attack.keep,
-            attack.freeze,
-            attack.eot,
-            attack.restarts > 1,
-            attack.bounds,
-            attack.loss,
-        )
+        plain = (bool, int, float, str, tuple)
+        options = {name: value for name, value in vars(attack).items() if isinstance(value, plain)}
         settings = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         model = attack.model
         weights = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-        return arguments, options, attack.loss, settings, tuple(weight.data_ptr() for weight in weights)
+        where = tuple(weight.data_ptr() for weight in weights)
+        return arguments, tuple(options.items()), attack.loss, attack.normalization, settings, where
 
 
 def record(attack: Attack, leaves: list[Any], tree: Any) -> Recorded:
@@ -86,7 +81,7 @@ def record(attack: Attack, leaves: list[Any], tree: Any) -> Recorded:
 
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph), weights_cast_anew():
             results = attack.climb(problem, start)
     except RuntimeError as error:
         raise RuntimeError(
@@ -94,6 +89,12 @@ def record(attack: Attack, leaves: list[Any], tree: Any) -> Recorded:
             f"device, with .item(), nonzero or a copy to the CPU? {error}"
         ) from error
     return Recorded(graph, [leaf for leaf in static if isinstance(leaf, Tensor)], results)
+
+
+def weights_cast_anew() -> torch.autocast:
+    """The autocast that is on, but for its cache: a graph would read there after the cache is gone."""
+    on, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return torch.autocast("cuda", dtype, enabled=on, cache_enabled=False)
 
 
 def why_no_graph(model: Any, images: Tensor) -> str | None:
@@ -106,7 +107,7 @@ def why_no_graph(model: Any, images: Tensor) -> str | None:
         return f"only a module says where its weights lie, got {type(model).__name__}"
     if isinstance(model, torch._dynamo.OptimizedModule):
         return "the model is compiled already, perhaps with graphs of its own; pass the plain one and compile=True"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    if any(getattr(module, hooks) for module in model.modules() for hooks in HOOKS):
         return "hooks of the model would run once, when it is captured, and never again"
     elsewhere = {weight.device for weight in (*model.parameters(), *model.buffers())} - {images.device}
     if elsewhere:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ def runner(attack: Any, model: Callable[..., Any], bounds: tuple[float, float]) 
 
 
 def is_pair(attack: Any) -> bool:
-    return isinstance(attack, tuple) and len(attack) == 2 and isinstance(attack[1], (int, float))
+    return isinstance(attack, tuple) and len(attack) == 2 and isinstance(attack[1], Real)
 
 
 def device_of(model: Callable[..., Any]) -> torch.device:

@@ -14,7 +14,6 @@ from fairkernels.ops import check
 from . import losses
 from .base import Attack, CommonOptions, Options, Problem, Size
 from .loop import Step
-from .objective import Goal
 from .steps import along_momentum, fused_step
 
 if TYPE_CHECKING:
@@ -123,6 +122,7 @@ class MIFGSM(PGD):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, eps, alpha, steps, False, **options)
+        check.non_negative(decay, "decay")
         self.decay = decay
 
     def step(self, problem: Problem) -> Step:
@@ -150,14 +150,15 @@ class TPGD(PGD):
             raise ValueError(f"TPGD leaves the clean prediction: it takes no {' and no '.join(refused)}")
         super().__init__(model, eps, alpha, steps, True, **options)
 
-    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
-        with torch.no_grad():
-            return super().problem(x, goal, classes)._replace(natural=self.logits(x))
+    def problem(self, x: Tensor, labels: Tensor | None) -> Problem:
+        natural = self.clean_logits(x)
+        return super().problem(x, natural.argmax(-1) if labels is None else labels)._replace(natural=natural)
 
     def start(self, problem: Problem, restart: int) -> Tensor:
-        generator = torch.Generator(problem.x.device).manual_seed(self.draw())
-        noise = torch.empty_like(problem.x).normal_(0, 0.001, generator=generator)
-        return within(problem.mask, (problem.x + noise).clamp_(*self.bounds), problem.x)
+        x = problem.x
+        generator = torch.Generator(x.device).manual_seed(self.draw())
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)  # the same for any strides
+        return within(problem.mask, (x + 0.001 * noise).clamp_(*self.bounds), x)
 
     def raised(self, problem: Problem) -> losses.Loss:
         assert problem.natural is not None

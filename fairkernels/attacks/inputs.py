@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,17 +16,21 @@ def checked_images(images: Any) -> None:
         raise ValueError(f"images must be [N, C, H, W], got {check.shape(images)}")
 
 
-def checked_labels(labels: Any, images: Tensor, needed: bool, name: str = "labels") -> Tensor | None:
+def checked_labels(labels: Any, images: Tensor, name: str = "labels") -> Tensor:
     """Labels as int64 ``[N]``."""
-    if labels is None:
-        if needed:
-            raise TypeError(f"{name} are missing: pass int64 [N], got None")
-        return None
     check.integers(labels, name)
     check.same_device(labels, name, images, "images")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{name} must be [{len(images)}] like images {check.shape(images)}, got {check.shape(labels)}")
     return labels.detach().to(torch.int64)
+
+
+def broadcasting(value: Tensor, name: str, x: Tensor) -> Tensor:
+    """``value`` where ``x`` is, without its history."""
+    sizes = zip(value.shape[::-1], x.shape[::-1], strict=False)
+    if value.dim() > x.dim() or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(f"{name} must broadcast to {check.shape(x)}, got {check.shape(value)}")
+    return value.detach().to(x.device)
 
 
 class Normalization:
@@ -40,16 +43,15 @@ class Normalization:
                 "normalization must be (mean, std) of one positive std per mean, got "
                 f"{self.mean.tolist()} and {self.std.tolist()}"
             )
-        self.moved = lru_cache(maxsize=8)(self._moved)  # a captured graph reads them where they are
-
-    def _moved(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        mean, std = (values.to(device, dtype).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return mean, std
+        self.there: dict[Any, tuple[Tensor, Tensor]] = {}  # by device and dtype: a captured graph reads where they are
 
     def of(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if len(self.mean) not in (1, images.shape[1]):
             raise ValueError(f"normalization is for {len(self.mean)} channels, images are {check.shape(images)}")
-        return self.moved(images.device, images.dtype)
+        kind = images.device, images.dtype
+        if kind not in self.there:
+            self.there[kind] = (self.mean.to(*kind).reshape(-1, 1, 1), self.std.to(*kind).reshape(-1, 1, 1))
+        return self.there[kind]
 
     def normalized(self, pixels: Tensor) -> Tensor:
         mean, std = self.of(pixels)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairkernels import functional as FK
+from fairkernels.ops import check
 
 Loss = Callable[[Tensor, Tensor, bool], Tensor]
 """``(logits [N, K], labels [N], targeted) -> [N]``; ``labels`` are the targets of a targeted attack."""
@@ -67,12 +68,12 @@ def chosen(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
         ValueError: if there is no loss of that name.
     """
     if not callable(loss):
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))} or a function, got {loss!r}")
+        check.option(loss, "loss", tuple(LOSSES))
         return LOSSES[loss]
 
     def own(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
         losses = loss(logits, labels)
+        check.floating(losses, "what loss gives")
         if losses.shape != labels.shape:
             raise ValueError(f"loss must give one value a sample, {list(labels.shape)}, got {list(losses.shape)}")
         return -losses if targeted else losses

@@ -50,8 +50,7 @@ class Objective:
     def __init__(self, forward: Forward, loss: Loss, goal: Goal, render: Forward | None = None, passes: int = 1):
         self.forward, self.loss, self.goal = forward, loss, goal
         self.render, self.passes = render, passes
-        self.weights = goal.labels.new_empty(0)  # of the samples in the sum that is differentiated, see admit
-        self.admitted = False
+        self.weights: Tensor | None = None  # of the samples in the sum that is differentiated, see admit
 
     def __call__(self, point: Tensor) -> Found:
         total = self.once(point)
@@ -63,9 +62,10 @@ class Objective:
     def once(self, point: Tensor) -> list[Tensor]:
         leaf = point.detach().requires_grad_()
         losses, logits = self.losses(leaf)
+        assert self.weights is not None
         if not losses.requires_grad:
             raise RuntimeError("the model gives no gradient: its logits do not depend on the images, or are detached")
-        (grad,) = torch.autograd.grad(losses @ self.weights.to(losses.dtype), leaf, allow_unused=True)
+        (grad,) = torch.autograd.grad(losses, leaf, self.weights.to(losses.dtype), allow_unused=True)
         if grad is None:
             raise RuntimeError("the model gives no gradient: its logits do not depend on the images")
         return [losses.detach(), logits.detach(), grad]
@@ -79,26 +79,32 @@ class Objective:
 
     def losses(self, point: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.forward(self.render(point) if self.render else point)
-        if not self.admitted:
+        if self.weights is None:
             check_logits(logits, len(point))
             self.admit(logits)
-            self.admitted = True
         return self.loss(logits, *self.goal), logits
 
     def admit(self, logits: Tensor) -> None:
         """The first logits say which labels there are.
 
-        On a GPU nobody waits to look: the gradient of a sample whose label is none of them is NaN, which has no sign.
+        On a GPU nobody waits to look: a sample whose label is none of them has weight 0 and does not move.
         """
-        labels, classes = self.goal.labels, logits.shape[-1]
-        self.weights = torch.ones_like(labels, dtype=logits.dtype)
-        valid = (labels >= 0) & (labels < classes)
-        if not labels.is_cpu:
-            self.goal = Goal(torch.where(valid, labels, 0), self.goal.targeted)
-            self.weights = torch.where(valid, self.weights, torch.nan)
-        elif not valid.all():
-            row = int(valid.to(torch.uint8).argmin())
-            raise IndexError(f"labels[{row}] must be in [0, {classes}), got {int(labels[row])}")
+        labels, valid = known(self.goal.labels, logits.shape[-1])
+        self.goal = Goal(labels, self.goal.targeted)
+        self.weights = valid.to(logits.dtype)
+
+
+def known(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Labels that are classes and which were; on a GPU, where nobody waits to look, 0 stands for those that are none.
+
+    Raises:
+        IndexError: on the CPU, naming the first that is none.
+    """
+    valid = (labels >= 0) & (labels < classes)
+    if labels.is_cpu and not valid.all():
+        row = int(valid.to(torch.uint8).argmin())
+        raise IndexError(f"labels[{row}] must be in [0, {classes}), got {int(labels[row])}")
+    return torch.where(valid, labels, 0), valid
 
 
 def check_logits(logits: Any, samples: int) -> None:

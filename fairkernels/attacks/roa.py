@@ -48,10 +48,12 @@ class ROA(PGD):
         self.size, self.stride = pair(size, "size"), pair(stride, "stride")
         check.integer(search_batch, "search_batch")
         check.non_negative(grey, "grey")
+        if search_batch < 1 or grey > 1:
+            raise ValueError(f"search_batch must be >= 1 and grey <= 1, got {search_batch} and {grey}")
         self.grey, self.search_batch = self.bounds[0] + grey * (self.bounds[1] - self.bounds[0]), search_batch
 
-    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
-        problem = super().problem(x, goal, classes)._replace(eps=self.bounds[1] - self.bounds[0])
+    def problem(self, x: Tensor, labels: Tensor | None) -> Problem:
+        problem = super().problem(x, labels)._replace(eps=self.bounds[1] - self.bounds[0])
         return problem._replace(mask=self.search(problem))
 
     def start(self, problem: Problem, restart: int) -> Tensor:

@@ -36,7 +36,7 @@ def along_momentum(step: Step, decay: float) -> Step:
 
 
 def in_units_of_its_mean(grad: Tensor) -> Tensor:
-    """Per sample; a gradient of zeros stays zeros."""
+    """Per sample; zeros where all of it is zero, or some of it not finite, which a momentum would never forget."""
     accumulate = torch.promote_types(grad.dtype, torch.float32)
     mean = grad.abs().mean(tuple(range(1, grad.dim())), keepdim=True, dtype=accumulate)
-    return (grad / torch.where(mean > 0, mean, 1)).to(grad.dtype)
+    return torch.where((mean > 0) & (mean < torch.inf), grad / mean, 0).to(grad.dtype)

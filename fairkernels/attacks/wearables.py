@@ -13,8 +13,9 @@ from fairkernels.ops import check
 
 from .base import Attack, Options, Problem
 from .gradient import within
+from .inputs import broadcasting
 from .loop import Step, Worst
-from .objective import Forward, Found, Goal
+from .objective import Forward, Found
 from .shapes import eyeglasses, face_mask
 from .steps import along_momentum, fused_step
 
@@ -43,12 +44,11 @@ class Wearable(Attack):
             check.mask(mask, "mask")
         self.shape = mask
 
-    def problem(self, x: Tensor, goal: Goal, classes: Tensor) -> Problem:
-        height, width = x.shape[-2:]
-        mask = self.shape(height, width) if callable(self.shape) else self.shape
-        return (
-            super().problem(x, goal, classes)._replace(mask=mask.to(x.device) != 0, eps=self.bounds[1] - self.bounds[0])
-        )
+    def problem(self, x: Tensor, labels: Tensor | None) -> Problem:
+        mask = self.shape(*x.shape[-2:]) if callable(self.shape) else self.shape
+        check.mask(mask, "mask")
+        mask = broadcasting(mask, "mask", x) != 0
+        return super().problem(x, labels)._replace(mask=mask, eps=self.bounds[1] - self.bounds[0])
 
 
 class EyeglassAttack(Wearable):
@@ -80,6 +80,7 @@ class EyeglassAttack(Wearable):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, steps=steps, alpha=alpha, mask=mask, **options)
+        check.non_negative(decay, "decay")
         self.decay = decay
 
     def start(self, problem: Problem, restart: int) -> Tensor:
@@ -115,7 +116,8 @@ class EyeglassAttack(Wearable):
         def step(point: Tensor, found: Found, out: Tensor) -> Tensor:
             grad = found.grad * inside
             largest = grad.abs().amax(tuple(range(1, grad.dim())), keepdim=True)
-            push = grad * (problem.alpha / torch.where(largest > 0, largest, 1))
+            known = (largest > 0) & (largest < torch.inf)
+            push = torch.where(known, grad * (problem.alpha / largest), 0)
             last.mul_(self.decay).add_(push)
             beyond = (point + last < low) | (point + last > high)
             return torch.add(point, last.masked_fill_(beyond, 0), out=out)
@@ -154,6 +156,7 @@ class FaceMaskAttack(Wearable):
             check.integer(size, "grid")
             if size < 1:
                 raise ValueError(f"grid must be (rows, columns), got {grid}")
+        check.non_negative(decay, "decay")
         self.grid, self.decay = grid, decay
 
     def start(self, problem: Problem, restart: int) -> Tensor:
