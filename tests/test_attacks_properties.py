@@ -8,6 +8,7 @@ from attacked import EPS, batch, held_out, right, robust_digits, small_cnn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fairkernels
 from fairkernels import attacks
 
 MODEL = small_cnn()
@@ -105,6 +106,16 @@ def test_any_layout_of_the_images_is_attacked_alike(name):
     expected = made(name)(images, labels)
     torch.testing.assert_close(made(name)(images.to(memory_format=torch.channels_last), labels), expected)
     torch.testing.assert_close(made(name)(images.mT.contiguous().mT, labels), expected)
+
+
+@pytest.mark.parametrize("name", ["PGD", "PGDL2", "MIFGSM", "MaskedPGD"])
+def test_every_step_runs_on_the_backend_asked_for(name):
+    images, labels = batch()
+    options = {"mask": torch.arange(10) % 2 == 0} if name == "MaskedPGD" else {}
+    options |= {"eps": torch.linspace(0.1, 0.3, 9), "alpha": 0.05}
+    expected = getattr(attacks, name)(MODEL, **options)(images, labels)
+    with fairkernels.use_backend("reference"):
+        torch.testing.assert_close(getattr(attacks, name)(MODEL, **options)(images, labels), expected)
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from fairkernels import functional as FK
+from fairkernels.ops import dispatch
+from fairkernels.ops.schema import OPERATORS
 
 from .base import Problem
 from .loop import Step
@@ -13,13 +15,30 @@ from .objective import Found
 
 
 def fused_step(problem: Problem, norm: FK.Norm, bounds: tuple[float, float]) -> Step:
-    """Along the gradient, back into ball and bounds: one pass over memory."""
+    """Along the gradient, back into ball and bounds: one pass over memory.
+
+    The first step is checked like any call of the operator; the others, of the same shapes, go to its kernel at once.
+    """
     x, alpha, eps, mask = problem.x, problem.alpha, problem.eps, problem.mask
+    operator = OPERATORS["pgd_step"]
+    backend = dispatch.choose_for(operator, x, dispatch.forced_backend(None))
+    numbers, tensors = zip(*map(number_and_tensor, (alpha, eps)), strict=True)
+    padded = None if mask is None else mask.reshape(*[1] * (x.dim() - mask.dim()), *mask.shape)
+    same = (x, *tensors, None, None, padded, *numbers, *bounds, norm, False)
+    checked = False
 
     def step(point: Tensor, found: Found, out: Tensor) -> Tensor:
+        nonlocal checked
+        if checked:
+            return dispatch.compute_into(operator, (point, found.grad, *same), out, backend)
+        checked = backend != "reference"
         return FK.pgd_step(point, found.grad, x, alpha=alpha, eps=eps, norm=norm, bounds=bounds, mask=mask, out=out)
 
     return step
+
+
+def number_and_tensor(size: float | Tensor) -> tuple[float, Tensor | None]:
+    return (0.0, size) if isinstance(size, Tensor) else (size, None)
 
 
 def along_momentum(step: Step, decay: float) -> Step:
