@@ -65,7 +65,7 @@ def test_the_example_fools_a_classifier_that_knows_the_faces(program, tmp_path):
     assert all(float(rates[name]) < 60 for name in ("eyeglasses", "face mask", "rectangle"))
 
 
-def test_the_benchmark_writes_what_it_measures(program, tmp_path, threads):
+def test_the_benchmark_writes_what_it_measures_and_the_report_shows_it(program, monkeypatch, tmp_path, threads):
     threads(torch.get_num_threads())
     module = program("benchmarks/attacks.py")
     options = ("--model=small CNN", "--batch=2", "--seconds=0", "--rounds=3", "--threads=1")
@@ -77,6 +77,13 @@ def test_the_benchmark_writes_what_it_measures(program, tmp_path, threads):
     assert (ours["library"], ours["batch"], ours["rounds"]) == ("fairkernels", 2, 3)
     assert ours["seconds"] > 0
     assert content["machine"]["threads"] == 1
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    report = program("benchmarks/report.py")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    shown = report.attacks()
+    assert all(f" {one['library']} |" in shown and f"| {one['share']:.1%} (" in shown for one in content["shares"])
+    assert content["machine"]["processor"] in shown
 
 
 def test_the_code_of_the_docs_runs():
