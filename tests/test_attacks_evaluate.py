@@ -1,5 +1,7 @@
 """evaluate: class by class, for anybody's attacks."""
 
+import math
+
 import pytest
 import torch
 from attacked import EPS, batch, held_out, right, robust_digits, small_cnn
@@ -36,6 +38,16 @@ def test_a_class_that_does_not_occur_is_not_the_worst():
     outcome = attacks.Outcome(confusion, 0.0, 0.0)
     assert outcome.class_accuracy.isnan().tolist() == [False, True, False]
     assert (outcome.worst_class, outcome.worst_class_accuracy) == (2, pytest.approx(2 / 3))
+
+
+def test_pixels_that_are_no_numbers_are_not_passed_over():
+    images, labels = batch()
+    broken = images.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    ends = iter([broken, images])
+    loader = [(images, labels)] * 2
+    found = attacks.evaluate(small_cnn(), loader, {"broken": lambda x, y: next(ends)}, progress=False)
+    assert math.isnan(found["broken"].largest_change)
 
 
 def test_modes_are_as_before_whatever_a_peer_does():

@@ -102,14 +102,15 @@ class Tally:
 
     def __init__(self) -> None:
         self.confusion: Tensor | None = None
-        self.change, self.seconds = 0.0, 0.0
+        self.change, self.seconds = torch.zeros((), dtype=torch.float64), 0.0
 
     def add(self, model: Callable[..., Any], images: Tensor, attacked: Tensor, labels: Tensor, began: float) -> None:
         if attacked.shape != images.shape:
             raise ValueError(f"an attack must return images like its own, {list(images.shape)}, got {attacked.shape}")
         with torch.no_grad(), hygiene.evaluating(model):  # a peer may have put it back into training mode
             if len(images):
-                self.change = max(self.change, (attacked - images).abs().max().item())  # waits for the attack
+                change = (attacked - images).abs().max().to(self.change)  # waits for the attack
+                self.change = torch.maximum(self.change, change)  # which, unlike max, does not pass over NaN
             self.seconds += time.perf_counter() - began
             logits = model(attacked)
         check_logits(logits, len(images))
@@ -119,7 +120,7 @@ class Tally:
     def outcome(self) -> Outcome:
         if self.confusion is None:
             raise ValueError("loader must give at least one batch, got none")
-        return Outcome(self.confusion, self.change, self.seconds)
+        return Outcome(self.confusion, self.change.item(), self.seconds)
 
 
 def named(attacks: Any) -> dict[str, Any]:
