@@ -104,7 +104,7 @@ def first_of_each(labels: Tensor, count: int) -> list[int]:
 
 @torch.no_grad()
 def draw(model: nn.Module, tried: dict[str, attacks.Attack], images: Tensor, labels: Tensor, path: Path) -> None:
-    """A row for every face: clean, then for every attack what it may paint on and what it paints."""
+    """A row for every face: clean, then for every attack which pixels it has changed and the face with them."""
     columns: list[tuple[str, Tensor, bool]] = [("clean", images, True)]
     for name, attack in tried.items():
         adversarial = attack(images, labels)

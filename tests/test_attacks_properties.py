@@ -100,6 +100,18 @@ def test_normalised_images_outside_the_mask_change_by_no_bit():
     assert ((adversarial - normalised).abs() * torch.tensor(std).reshape(-1, 1, 1)).max() <= 8 / 255 + 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_black_and_white_stay_in_the_bounds_when_they_are_normalised(dtype):
+    images, labels = batch()
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).reshape(-1, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).reshape(-1, 1, 1),
+    )
+    normalised = ((images.float().round() - mean) / std).to(dtype)
+    attack = attacks.PGD(small_cnn().to(dtype), eps=0.0, normalization=(mean, std))
+    assert attack(normalised, labels).equal(normalised)
+
+
 @pytest.mark.parametrize("name", ["PGD", "TPGD", "APGD"])
 def test_any_layout_of_the_images_is_attacked_alike(name):
     images, labels = batch()

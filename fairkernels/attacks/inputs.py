@@ -61,7 +61,10 @@ class Normalization:
         """Back to pixels; what has left the bounds by rounding alone is put back."""
         mean, std = self.of(images)
         pixels = images * std + mean
-        slack = 4 * torch.finfo(images.dtype).eps * max(1.0, *(abs(bound) for bound in bounds))
+        rounding = max(
+            torch.finfo(dtype).eps for dtype in (images.dtype, torch.float32)
+        )  # may have been float32 before
+        slack = 4 * rounding * max(1.0, *(abs(bound) for bound in bounds))
         low, high = bounds
         inside = pixels.clamp(low, high)
         return torch.where((pixels - inside).abs() <= slack, inside, pixels)

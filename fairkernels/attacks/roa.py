@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairkernels.ops import check
 
-from .base import Options, Problem
+from .base import Options, Problem, Size
 from .gradient import PGD, within
 from .objective import Goal
 
@@ -37,7 +37,7 @@ class ROA(PGD):
         model: Callable[..., Any],
         size: int | tuple[int, int] = (70, 70),
         stride: int | tuple[int, int] = (10, 10),
-        alpha: float = 0.02,
+        alpha: Size = 0.02,
         steps: int = 40,
         *,
         grey: float = 0.5,

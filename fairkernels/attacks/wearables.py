@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairkernels.ops import check
 
-from .base import Attack, Options, Problem
+from .base import Attack, Options, Problem, Size
 from .gradient import within
 from .inputs import broadcasting
 from .loop import Step, Worst
@@ -37,7 +37,7 @@ class Wearable(Attack):
     """A shape of the size of the images, drawn or given; what is inside is the attacker's."""
 
     def __init__(
-        self, model: Callable[..., Any], *, steps: int, alpha: float, mask: Shape, **options: Unpack[Options]
+        self, model: Callable[..., Any], *, steps: int, alpha: Size, mask: Shape, **options: Unpack[Options]
     ) -> None:
         super().__init__(model, alpha=alpha, eps=0.0, steps=steps, **options)
         if not callable(mask):
@@ -73,7 +73,7 @@ class EyeglassAttack(Wearable):
         self,
         model: Callable[..., Any],
         steps: int = 300,
-        alpha: float = 20 / 255,
+        alpha: Size = 20 / 255,
         mask: Shape = eyeglasses,
         *,
         decay: float = 0.4,
@@ -144,7 +144,7 @@ class FaceMaskAttack(Wearable):
         self,
         model: Callable[..., Any],
         steps: int = 50,
-        alpha: float = 20 / 255,
+        alpha: Size = 20 / 255,
         mask: Shape = face_mask,
         *,
         grid: tuple[int, int] = (8, 16),
