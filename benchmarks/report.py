@@ -1,5 +1,5 @@
-"""Writes the generated parts of README.md and docs/benchmarks.md with its pictures, from the operator table and from
-the newest files in benchmarks/results.
+"""Writes the generated parts of README.md and docs/attacks.md, and docs/benchmarks.md with its pictures, from the
+operator table and from the newest files in benchmarks/results.
 
 ``python benchmarks/report.py`` rewrites them; with ``--check`` it fails if the texts are not what the files say.
 """
@@ -20,6 +20,7 @@ from fairkernels.ops.schema import OPERATORS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+ATTACKS = ROOT / "docs" / "attacks.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -101,14 +102,49 @@ def bench() -> str:
     return bench_report.readme_part(content) if content else "No run is committed yet."
 
 
-PARTS = {"demo": demo, "speed": speed, "support": support, "bench": bench}
+def attacks() -> str:
+    """A table for every machine, from its newest file."""
+    machines = {path.stem[: -len("-2026-11-20")] for path in RESULTS.glob("attacks-*.json")}
+    contents = [content for name in sorted(machines) if (content := newest(f"{name}-????-??-??.json"))]
+    return "\n\n".join(map(shares, contents)) or "No run is committed yet."
 
 
-def filled(text: str) -> str:
-    for name, part in PARTS.items():
+def shares(content: dict[str, Any]) -> str:
+    found = {(one["model"], one["batch"], one["library"]): one for one in content["shares"]}
+    libraries = list(dict.fromkeys(library for _, _, library in found))
+    rows = []
+    for model, batch in dict.fromkeys((model, batch) for model, batch, _ in found):
+        here = {library: found.get((model, batch, library)) for library in libraries}
+        passes = min(one["passes"] for one in here.values() if one)
+        rows.append([model, str(batch), f"{1e3 * passes:,.1f}", *map(share, here.values())])
+    machine = content["machine"]
+    caption = (
+        f"{content['what'].capitalize()}: median, and quartiles over {min(one['rounds'] for one in found.values())} "
+        f"rounds or more; {machine['gpu'] or machine['processor']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}. Below 0 is chance: the pass alone was slower."
+    )
+    return f"{table(['model', 'B', '10 passes, ms', *libraries], rows)}\n\n{caption}"
+
+
+def share(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return "–"
+    low, high = one["quartiles"]
+    return f"{one['share']:.1%} ({low:.1%} … {high:.1%})"
+
+
+PARTS = {
+    README: {"demo": demo, "speed": speed, "support": support, "bench": bench},
+    ATTACKS: {"attacks": attacks},
+}
+
+
+def filled(path: Path) -> str:
+    text = path.read_text()
+    for name, part in PARTS[path].items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no place for {name}: <!-- {name} --> ... <!-- /{name} -->")
+            raise SystemExit(f"{path.name} has no place for {name}: <!-- {name} --> ... <!-- /{name} -->")
         content = part()
         text = pattern.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)
     return text
@@ -120,7 +156,7 @@ def main() -> None:
     check = parser.parse_args().check
     content = newest(BENCH_FILES)
     document = bench_report.document(content) if content else "# Benchmarks\n\nNo run is committed yet.\n"
-    expected = {README: filled(README.read_text()), BENCHMARKS: document}
+    expected = {**{path: filled(path) for path in PARTS}, BENCHMARKS: document}
     if not check:
         for path, text in expected.items():
             path.write_text(text)

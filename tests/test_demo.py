@@ -1,10 +1,9 @@
-"""The demo: its metrics, its attack, its timing partners and a run of seconds."""
+"""The demo: its metrics, its timing partners and a run of seconds."""
 
 import json
 
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip("rich")
 pytest.importorskip("typer")
@@ -18,9 +17,8 @@ from fairkernels import functional as FK
 from fairkernels.app import report, speed
 from fairkernels.app.cli import main
 from fairkernels.app.demo import BASE, CONTROL, run_demo
-from fairkernels.app.experiment import QUICK, Method, Outcome, load_data, pgd, train
+from fairkernels.app.experiment import QUICK, Method, Outcome, train
 from fairkernels.app.json_file import write_json
-from fairkernels.app.models import digits_cnn
 from fairkernels.app.report import Fairness, fairness
 from fairkernels.compat import syfar
 
@@ -92,25 +90,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# --- attack and training ------------------------------------------------------------------------------------------
-
-
-def test_the_attack_stays_in_the_ball_and_leaves_the_model_alone():
-    images, labels = load_data().validation[torch.arange(64)]
-    model = nn.Sequential(digits_cnn(4), nn.Dropout()).train()
-    model[0].eval()
-    modes = [module.training for module in model.modules()]
-
-    adversarial = pgd(model, images, labels, radius=0.1, alpha=0.05, steps=3, seed=1)
-
-    assert [module.training for module in model.modules()] == modes
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert (adversarial - images).abs().max() <= 0.1 + 1e-6
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    model.eval()
-    cross_entropy = nn.functional.cross_entropy
-    assert cross_entropy(model(adversarial), labels) > cross_entropy(model(images), labels)
+# --- training -----------------------------------------------------------------------------------------------------
 
 
 def test_training_repeats_itself():

@@ -26,6 +26,8 @@ def test_examples_run():
         "zeros": torch.zeros(10),
         "adversarial_logits": logits,
         "logits": logits,
+        "model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)),
+        "images": torch.rand(16, 3, 8, 8),
         "labels": labels,
         "x": torch.rand(2, 3, 8, 8),
         "grad": torch.randn(2, 3, 8, 8),

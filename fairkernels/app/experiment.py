@@ -1,4 +1,4 @@
-"""The experiment of the demo: attack, training and evaluation of one model.
+"""The experiment of the demo: training and evaluation of one model.
 
 A trained model is passed around as plain arrays (``Weights``), so that a process pool can carry it.
 """
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from fairkernels import functional as FK
 from fairkernels.app.data import Images, digits
 from fairkernels.app.models import digits_cnn
+from fairkernels.attacks import PGD
+from fairkernels.attacks.hygiene import evaluating
 
 Weights = dict[str, np.ndarray]
 
@@ -64,35 +66,6 @@ class Method:
         return penalty
 
 
-# --- attack -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every submodule is back in its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def pgd(
-    model: nn.Module, images: Tensor, labels: Tensor, *, radius: float, alpha: float, steps: int, seed: int
-) -> Tensor:
-    """Projected gradient descent in the l-infinity ball, from a random start; no parameter gets a gradient."""
-    adversarial = FK.random_start(images, eps=radius, seed=seed)
-    with evaluating(model):
-        for _ in range(steps):
-            point = adversarial.detach().requires_grad_()
-            loss = F.cross_entropy(model(point), labels, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, point)
-            adversarial = FK.pgd_step(adversarial, slope, images, alpha=alpha, eps=radius)
-    return adversarial
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """More of them would only wait for each other on tensors this small."""
@@ -122,17 +95,10 @@ def train(settings: Settings, method: Method, seed: int, start: Weights | None =
     batches = list(shuffled(len(load_data().train), settings.batch, epochs, seed))
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
-    for step, rows in enumerate(batches):
+    attack = PGD(model, settings.radius, settings.radius / 3, settings.train_steps, seed=seed)
+    for rows in batches:
         images, labels = load_data().train[rows]
-        adversarial = pgd(
-            model,
-            images,
-            labels,
-            radius=settings.radius,
-            alpha=settings.radius / 3,
-            steps=settings.train_steps,
-            seed=seed * 1_000_000 + step,
-        )
+        adversarial = attack(images, labels)
         clean_logits, logits = model(torch.cat([images, adversarial])).chunk(2)
         loss = settings.clean_weight * F.cross_entropy(clean_logits, labels)
         loss = loss + F.cross_entropy(logits, labels) + method.penalty(logits, labels)
@@ -173,15 +139,8 @@ def evaluate(settings: Settings, weights: Weights, part: str) -> Outcome:
     """The model against PGD on ``"validation"`` or ``"test"``; one random start, the same for every model."""
     data: Images = getattr(load_data(), part)
     model = restore(weights)
-    adversarial = pgd(
-        model,
-        data.images,
-        data.labels,
-        radius=settings.radius,
-        alpha=settings.radius / 4,
-        steps=settings.test_steps,
-        seed=0,
-    )
+    attack = PGD(model, settings.radius, settings.radius / 4, settings.test_steps, seed=0)
+    adversarial = attack(data.images, data.labels)
     return Outcome(confusion(model, data.images, data.labels), confusion(model, adversarial, data.labels))
 
 

@@ -90,7 +90,8 @@ def symmetry_floor(counts: Sequence[Tensor], draws: int = 200) -> float:
     mean = rates(torch.stack(list(counts)).sum(0))
     symmetric = ((mean + mean.mT) / 2).fill_diagonal_(0)
     symmetric = symmetric / symmetric.sum(1).max().clamp(min=1)
-    symmetric = symmetric + (1 - symmetric.sum(1)).diag()
+    right = (1 - symmetric.sum(1)).clamp(min=0)  # -1e-16 by rounding where a class is never right
+    symmetric = symmetric + right.diag()
     generator = np.random.default_rng(0)
     sizes = counts[0].sum(1).tolist()
     drawn = [generator.multinomial(n, row, size=draws) for n, row in zip(sizes, symmetric.numpy(), strict=True)]
