@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fairkernels import attacks
 from fairkernels.app import machine
-from fairkernels.app.report import write_json
+from fairkernels.app.json_file import write_json
 
 EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
 

@@ -2,8 +2,11 @@
 
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+pytest.importorskip("sklearn")
 
 from fairkernels.app.data import Images
 from fairkernels.app.experiment import Method as Training

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from attacked import batch, small_cnn
-from typer.testing import CliRunner
 
 import fairkernels
 from fairkernels import attacks
 from fairkernels.attacks.steps import along_momentum
+
+typer = pytest.importorskip("typer")
+CliRunner = pytest.importorskip("typer.testing").CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 PNG = b"\x89PNG\r\n\x1a\n"
