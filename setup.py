@@ -43,7 +43,7 @@ COMMON_FLAGS = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"]
 VECTOR_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 CXX_FLAGS = [*COMMON_FLAGS, "-fPIC", "-fvisibility=hidden", *VECTOR_FLAGS, "-Wall", "-Wextra"]
 # Products and sums are fused only where the source says so: the same bits as on the CPU.
-NVCC_FLAGS = [*COMMON_FLAGS, "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--threads=2"]
+NVCC_FLAGS = [*COMMON_FLAGS, "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-fopenmp-simd", "--threads=2"]
 # Unresolved symbols are an error here, not at import; those of the static CUDA runtime stay private.
 LINK_OPTIONS = ["--no-undefined", "--exclude-libs=ALL", "--no-as-needed"]
 

@@ -35,6 +35,7 @@ struct Grid {
 
 #if defined(__CUDACC__)
 #include <cooperative_groups.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #define FK_DEVICE __device__ __forceinline__
@@ -164,6 +165,17 @@ cudaError_t allow_shared_memory(void (*kernel)(Parameters...), size_t bytes) {
   }
   const int most = static_cast<int>(most_shared_memory() - attributes.sharedSizeBytes);
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
+// A number of 16 bits, by its bits, in one instruction.
+FK_DEVICE float from_half(uint16_t bits) {
+  __half_raw raw;
+  raw.x = bits;
+  return __half2float(raw);
+}
+
+FK_DEVICE uint16_t to_half(float value) {
+  return static_cast<__half_raw>(__float2half_rn(value)).x;
 }
 
 // Returns an error code of the runtime, 0 for none.

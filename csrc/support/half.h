@@ -1,11 +1,14 @@
 // The two 16-bit floating point types as bits, and their conversions in integer and float arithmetic only: unlike F16C
-// intrinsics these vectorise on every instruction set.
+// intrinsics these vectorise on every instruction set. A GPU has instructions for float16.
 #pragma once
 
 #include <cstdint>
 
 #include "support/bits.h"
 #include "support/platform.h"
+#if defined(__CUDACC__)
+#include "support/device.h"
+#endif
 
 namespace fairkernels {
 
@@ -31,6 +34,9 @@ FK_HOST_DEVICE FK_INLINE BFloat16 narrow(float x, BFloat16) {
 // Normal numbers: the exponent is moved by a multiplication, which also takes infinity and NaN where they belong.
 // Subnormal ones: placed in the mantissa of 0.5, which is then subtracted.
 FK_HOST_DEVICE FK_INLINE float widen(Half x) {
+#if defined(__CUDA_ARCH__)
+  return device::from_half(x.bits);
+#endif
   const uint32_t word = static_cast<uint32_t>(x.bits) << 16;
   const uint32_t sign = word & 0x80000000u;
   const uint32_t doubled = word + word;
@@ -43,6 +49,9 @@ FK_HOST_DEVICE FK_INLINE float widen(Half x) {
 // Adding a power of two that is 2^13 times the result's last place lets the hardware round, ties to even; the first two
 // multiplications push what is too large to infinity.
 FK_HOST_DEVICE FK_INLINE Half narrow(float x, Half) {
+#if defined(__CUDA_ARCH__)
+  return {device::to_half(x)};
+#endif
   const uint32_t bits = bits_as<uint32_t>(x);
   const uint32_t doubled = bits + bits;
   const float magnitude = bits_as<float>(bits & 0x7fffffffu);
