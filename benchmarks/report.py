@@ -118,10 +118,12 @@ def shares(content: dict[str, Any]) -> str:
         passes = min(one["passes"] for one in here.values() if one)
         rows.append([model, str(batch), f"{1e3 * passes:,.1f}", *map(share, here.values())])
     machine = content["machine"]
+    rounds = sorted({one["rounds"] for one in content["shares"]})
     caption = (
-        f"{content['what'].capitalize()}: median, and quartiles over {min(one['rounds'] for one in found.values())} "
-        f"rounds or more; {machine['gpu'] or machine['processor']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}. Below 0 is chance: the pass alone was slower."
+        f"{content['what'].capitalize()}: what passed outside the model and autograd during the attack. In brackets "
+        f"one minus ten bare passes beside it, median and quartiles over {rounds[0]} to {rounds[-1]} rounds; below "
+        f"0 is chance, the passes alone were slower. {machine['gpu'] or machine['processor']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}."
     )
     return f"{table(['model', 'B', '10 passes, ms', *libraries], rows)}\n\n{caption}"
 
@@ -130,7 +132,8 @@ def share(one: dict[str, Any] | None) -> str:
     if one is None:
         return "–"
     low, high = one["quartiles"]
-    return f"{one['share']:.1%} ({low:.1%} … {high:.1%})"
+    outside = "–" if one["outside"] is None else f"{one['outside']:.2%}"
+    return f"{outside} ({one['share']:.1%}; {low:.1%} … {high:.1%})"
 
 
 PARTS = {

@@ -216,11 +216,19 @@ def test_without_triton_there_is_a_reason_and_all_else_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("device", "covered"),
-    [((8, 0), True), ((8, 9), True), ((7, 5), False), ((9, 0), True), ((10, 3), True), ((12, 0), True)],
+    ("archs", "device", "covered"),
+    [
+        *(("80 90 100", device, True) for device in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 0))),
+        ("80 90 100", (7, 5), False),
+        ("90a", (9, 0), True),
+        ("90a", (10, 0), False),
+        ("80 100f", (10, 3), True),
+        ("80 100f", (12, 0), False),
+        ("80 100f", (9, 0), False),
+    ],
 )
-def test_which_gpus_a_build_covers(device, covered):
-    assert library.covers(["80", "90", "100"], *device) == covered
+def test_which_gpus_a_build_covers(archs, device, covered):
+    assert library.covers(archs.split(), *device) == covered
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,13 @@ def cuda_missing(operator: str) -> str | None:
 
 
 def covers(archs: list[str], major: int, minor: int) -> bool:
-    """Whether a GPU runs code for one of these compute capabilities: of its generation, or older than it, the last one
-    being kept in a form that newer GPUs translate."""
-    built = [divmod(int(arch.rstrip("af")), 10) for arch in archs]
-    return any(m == major and n <= minor for m, n in built) or built[-1] <= (major, minor)
+    """Whether a GPU runs code for one of these compute capabilities: of its generation and no newer, or of just itself
+    where the name ends with ``a``, or translated from PTX, of which the last one is kept; PTX of ``a`` and ``f`` is not
+    for later generations."""
+    built = {arch: divmod(int(arch.rstrip("af")), 10) for arch in archs}
+    newest = archs[-1]
+    if newest[-1].isdigit() and built[newest] <= (major, minor):
+        return True
+    return any(
+        (m, n) == (major, minor) if arch.endswith("a") else m == major and n <= minor for arch, (m, n) in built.items()
+    )
