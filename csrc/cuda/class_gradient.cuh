@@ -543,26 +543,6 @@ int launch_class_gradient_with(const ClassTask& task, void* stream) {
   return device::launch(class_gradient<Layout, kPieces, kCharges>, grid, stream, task, shape);
 }
 
-template <typename Real, bool kCharges>
-int launch_class_gradient_of(const ClassTask& task, void* stream) {
-  if (task.classes <= ShortRow<Real>::kColumns) {
-    return launch_class_gradient_with<ShortRow<Real>, false, kCharges>(task, stream);
-  }
-  if (task.classes <= HalfWarpRow<Real>::kColumns) {
-    return launch_class_gradient_with<HalfWarpRow<Real>, false, kCharges>(task, stream);
-  }
-  if (task.classes <= WarpRow<Real>::kColumns) {
-    return launch_class_gradient_with<WarpRow<Real>, false, kCharges>(task, stream);
-  }
-  if (task.classes <= BlockRow<Real>::kColumns) {
-    return launch_class_gradient_with<BlockRow<Real>, false, kCharges>(task, stream);
-  }
-  if (task.classes <= LongRow<Real>::kColumns) {
-    return launch_class_gradient_with<LongRow<Real>, false, kCharges>(task, stream);
-  }
-  return launch_class_gradient_with<LongRow<Real>, true, kCharges>(task, stream);
-}
-
 template <typename Real>
 int launch_class_gradient(const ClassTask& task, void* stream) {
   const int64_t parts = sample_parts(task);
@@ -572,8 +552,12 @@ int launch_class_gradient(const ClassTask& task, void* stream) {
       return error;
     }
   }
-  return has_charges(task) && task.spec_weight != 0 ? launch_class_gradient_of<Real, true>(task, stream)
-                                                    : launch_class_gradient_of<Real, false>(task, stream);
+  const bool charges = has_charges(task) && task.spec_weight != 0;
+  return with_layout<Real, 8>(task.classes, [&](auto layout, auto pieces) {
+    using Layout = decltype(layout);
+    return charges ? launch_class_gradient_with<Layout, pieces.value, true>(task, stream)
+                   : launch_class_gradient_with<Layout, pieces.value, false>(task, stream);
+  });
 }
 
 }  // namespace fairkernels

@@ -114,10 +114,8 @@ struct Team {
   }
 };
 
-// Rows of up to 64 classes (32 in double) are held by 8 lanes, of up to 128 (64) by 16, of up to 256 (128) by a warp, of
-// up to 1,024 (512) by a small block, of up to 2,048 (1,024) by a large one; longer ones piece by piece. A thread has 8
-// columns (4): more would not leave a kernel the registers it needs. One kernel serves all types that it computes in the
-// same.
+// A row, or a piece of a long one, in the registers of a team: a thread has 8 columns (4 in double), more would not leave
+// a kernel the registers it needs. One kernel serves all types that it computes in the same.
 template <typename Number, int kThreads>
 struct RowLayout {
   using Real = Number;
@@ -145,6 +143,32 @@ template <typename Real>
 using BlockRow = RowLayout<Real, 128>;
 template <typename Real>
 using LongRow = RowLayout<Real, 256>;
+
+// Calls launch(layout, pieces) for rows of so many classes: up to 64 are held by 8 lanes, if kFewest is 8, up to 128 by
+// 16, up to 256 by a warp, up to 1,024 by a small block, up to 2,048 by a large one, longer rows piece by piece. In double
+// it is half as many, and two layouts are enough: 16 lanes up to 64, a large block up to 1,024.
+template <typename Real, int kFewest, typename Launch>
+int with_layout(int64_t classes, const Launch& launch) {
+  constexpr std::false_type kWhole;
+  if constexpr (!std::is_same_v<Real, double> && kFewest == 8) {
+    if (classes <= ShortRow<Real>::kColumns) {
+      return launch(ShortRow<Real>(), kWhole);
+    }
+  }
+  if (classes <= HalfWarpRow<Real>::kColumns) {
+    return launch(HalfWarpRow<Real>(), kWhole);
+  }
+  if constexpr (!std::is_same_v<Real, double>) {
+    if (classes <= WarpRow<Real>::kColumns) {
+      return launch(WarpRow<Real>(), kWhole);
+    }
+    if (classes <= BlockRow<Real>::kColumns) {
+      return launch(BlockRow<Real>(), kWhole);
+    }
+  }
+  return classes <= LongRow<Real>::kColumns ? launch(LongRow<Real>(), kWhole)
+                                            : launch(LongRow<Real>(), std::true_type());
+}
 
 // The column, counted from the first, of what a thread holds in place `e`. Threads have those that they can read in one
 // access: 16 bytes of one are next to those of the next.

@@ -531,33 +531,23 @@ FK_KERNEL(kPartThreads) class_parts(FK_CONSTANT(ClassTask) task, SumShape shape)
   }
 }
 
-template <typename Layout, bool kPieces>
-int launch_class_sums_with(const ClassTask& task, const SumShape& shape, void* stream) {
-  const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
-  const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
-  const device::Grid grid{task.problems * shape.items * shape.pieces, Layout::kBlockThreads, bytes};
-  return has_charges(task) ? device::launch(class_sums<Layout, kPieces, true>, grid, stream, task, shape)
-                           : device::launch(class_sums<Layout, kPieces, false>, grid, stream, task, shape);
-}
-
 template <typename Real>
 int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream) {
   if (shape.pieces > 1) {
     const size_t bytes = stages_weights(task) ? LongRow<Real>::kColumns * sizeof(Real) : 0;
     const device::Grid grid{task.problems * task.samples, LongRow<Real>::kBlockThreads, bytes};
-    const int error = device::launch(class_row_numbers<Real>, grid, stream, task, shape);
-    return error != 0 ? error : launch_class_sums_with<LongRow<Real>, true>(task, shape, stream);
+    if (const int error = device::launch(class_row_numbers<Real>, grid, stream, task, shape); error != 0) {
+      return error;
+    }
   }
-  if (task.classes <= HalfWarpRow<Real>::kColumns) {
-    return launch_class_sums_with<HalfWarpRow<Real>, false>(task, shape, stream);
-  }
-  if (task.classes <= WarpRow<Real>::kColumns) {
-    return launch_class_sums_with<WarpRow<Real>, false>(task, shape, stream);
-  }
-  if (task.classes <= BlockRow<Real>::kColumns) {
-    return launch_class_sums_with<BlockRow<Real>, false>(task, shape, stream);
-  }
-  return launch_class_sums_with<LongRow<Real>, false>(task, shape, stream);
+  return with_layout<Real, 16>(task.classes, [&](auto layout, auto pieces) {
+    using Layout = decltype(layout);
+    const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
+    const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
+    const device::Grid grid{task.problems * shape.items * shape.pieces, Layout::kBlockThreads, bytes};
+    return has_charges(task) ? device::launch(class_sums<Layout, pieces.value, true>, grid, stream, task, shape)
+                             : device::launch(class_sums<Layout, pieces.value, false>, grid, stream, task, shape);
+  });
 }
 
 // With what comes before and after where there are many samples.

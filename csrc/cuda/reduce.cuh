@@ -69,21 +69,26 @@ FK_DEVICE void warp_sums_of_four(Real (&values)[4]) {
   values[3] = upper ? second : second_across;
 }
 
-// The same in all threads of a block of whole warps, at most 32. All of them must come; what they did in shared memory
-// before is seen by all afterwards.
-template <typename Real>
-FK_DEVICE Real block_sum(Real value) {
-  using PerWarp = Real[device::kWarp];
-  FK_SHARED(PerWarp, sums);
-  const int lane = device::thread() % device::kWarp;
-  const int warps = device::threads() / device::kWarp;
-  value = warp_sum(value);
-  device::barrier();  // of an earlier call the sums have been read
-  if (lane == 0) {
-    sums[device::thread() / device::kWarp] = value;
+// A value of every warp, which one of its lanes has, for all threads of a block of whole warps. All of them must come;
+// what they did in shared memory before is seen by all afterwards.
+template <typename Number>
+FK_DEVICE const Number* of_every_warp(Number value, int lane) {
+  using PerWarp = Number[device::kWarp];
+  FK_SHARED(PerWarp, values);
+  device::barrier();  // those of an earlier call have been read
+  if (device::thread() % device::kWarp == lane) {
+    values[device::thread() / device::kWarp] = value;
   }
   device::barrier();
-  return warp_sum(lane < warps ? sums[lane] : Real(0));
+  return values;
+}
+
+// The same in all threads of such a block.
+template <typename Real>
+FK_DEVICE Real block_sum(Real value) {
+  const int lane = device::thread() % device::kWarp;
+  const Real* sums = of_every_warp(warp_sum(value), 0);
+  return warp_sum(lane < device::threads() / device::kWarp ? sums[lane] : Real(0));
 }
 
 // The sum over the lanes up to this one.
@@ -98,22 +103,14 @@ FK_DEVICE Number warp_sum_up_to(Number value) {
   return value;
 }
 
-// The sum over the threads of a block before this one.
+// The sum over the threads of a block before this one, likewise.
 template <typename Number>
 FK_DEVICE Number block_sum_before(Number value) {
-  using PerWarp = Number[device::kWarp];
-  FK_SHARED(PerWarp, sums);
-  const int lane = device::thread() % device::kWarp;
-  const int warp = device::thread() / device::kWarp;
   const Number up_to = warp_sum_up_to(value);
-  device::barrier();  // of an earlier call they have been read
-  if (lane == device::kWarp - 1) {
-    sums[warp] = up_to;
-  }
-  device::barrier();
+  const Number* sums = of_every_warp(up_to, device::kWarp - 1);
   Number before = up_to - value;
-  for (int w = 0; w < warp; ++w) {
-    before += sums[w];
+  for (int warp = 0; warp < device::thread() / device::kWarp; ++warp) {
+    before += sums[warp];
   }
   return before;
 }
@@ -121,17 +118,9 @@ FK_DEVICE Number block_sum_before(Number value) {
 // The largest, likewise; a NaN is passed over.
 template <typename Real>
 FK_DEVICE Real block_max(Real value) {
-  using PerWarp = Real[device::kWarp];
-  FK_SHARED(PerWarp, largest);
   const int lane = device::thread() % device::kWarp;
-  const int warps = device::threads() / device::kWarp;
-  value = lanes_max(value, device::kWarp);
-  device::barrier();  // of an earlier call they have been read
-  if (lane == 0) {
-    largest[device::thread() / device::kWarp] = value;
-  }
-  device::barrier();
-  return lanes_max(largest[lane < warps ? lane : 0], device::kWarp);
+  const Real* largest = of_every_warp(lanes_max(value, device::kWarp), 0);
+  return lanes_max(largest[lane < device::threads() / device::kWarp ? lane : 0], device::kWarp);
 }
 
 }  // namespace fairkernels

@@ -571,6 +571,20 @@ FK_DEVICE void end_here(const Steps& steps, const StepRows& rows, int next) {
   }
 }
 
+// The same with an answer: theta, and of the vector what is in each row.
+template <typename Entry>
+FK_DEVICE void end_with(const Steps& steps, const StepRows& rows, int next, double theta, const Entry& entry) {
+  double* answer = steps.answer + rows.problem * (steps.n + 1);
+  const int64_t end = steps.n < rows.first + steps.rows_of_warp ? steps.n : rows.first + steps.rows_of_warp;
+  for (int64_t row = rows.first + lane(); row < end; row += device::kWarp) {
+    answer[row] = entry(row);
+  }
+  if (rows.part == 0 && device::thread() == 0) {
+    answer[steps.n] = theta;
+  }
+  end_here(steps, rows, next);
+}
+
 template <typename Real>
 FK_KERNEL(kStepThreads) spectral_locg_step(FK_CONSTANT(Steps) steps, int old) {
   using Memory = StepMemory<Real, 3>;
@@ -614,14 +628,7 @@ FK_KERNEL(kStepThreads) spectral_locg_step(FK_CONSTANT(Steps) steps, int old) {
   const double theta = rotation.theta + r_v;
   const bool lost = theta == 0;  // the first direction happens to be one that is mapped to 0
   if (!(residual > least_residual(steps.task.options) * theta) && !lost) {
-    double* answer = steps.answer + rows.problem * (n + 1);
-    for (int64_t row = rows.first + lane(); row < rows.first + steps.rows_of_warp && row < n; row += device::kWarp) {
-      answer[row] = combined(before, 0, row, n, rotation.v);
-    }
-    if (rows.part == 0 && device::thread() == 0) {
-      answer[n] = theta;
-    }
-    end_here(steps, rows, next);
+    end_with(steps, rows, next, theta, [&](int64_t row) { return combined(before, 0, row, n, rotation.v); });
     return;
   }
   const int64_t pick = lost ? largest_diagonal<Real>(steps, rows.problem) : -1;
@@ -694,14 +701,7 @@ FK_KERNEL(kStepThreads) spectral_power_step(FK_CONSTANT(Steps) steps, int old) {
   const double residual = std::sqrt(block_sum(squares));
   const bool lost = theta == 0;
   if (!(residual > least_residual(steps.task.options) * theta) && !lost) {
-    double* answer = steps.answer + rows.problem * (n + 1);
-    for (int64_t row = rows.first + lane(); row < rows.first + steps.rows_of_warp && row < n; row += device::kWarp) {
-      answer[row] = before[row];
-    }
-    if (rows.part == 0 && device::thread() == 0) {
-      answer[n] = theta;
-    }
-    end_here(steps, rows, next);
+    end_with(steps, rows, next, theta, [&](int64_t row) { return before[row]; });
     return;
   }
   const int64_t pick = lost ? largest_diagonal<Real>(steps, rows.problem) : -1;
