@@ -1,7 +1,7 @@
 # make demo      the main job, on data that ships with scikit-learn
 # make test      the tests that take seconds each, then those of the GPU kernels on the CPU: Triton's interpreted, CUDA's
 #                compiled as C++
-# make test-all  all tests, likewise
+# make test-all  all tests, likewise, those of CUDA's in two orders, and make test's once more under sanitizers: hours
 # make budget    what the GPU kernels need, as compiled: tests/budget.json, docs/triton.md, docs/cuda.md
 # make fuzz      20,000 random calls of the compiled kernels under AddressSanitizer and UBSan
 # make bench     every operator on its whole grid beside all rivals: at most ten minutes, then docs/benchmarks.md
@@ -40,7 +40,7 @@ test-all: .venv/.ready
 	$(INTERPRETED) tests
 	$(ON_CPU)
 	$(ON_CPU) --order reversed
-	$(ON_CPU) --order random --sanitize
+	$(ON_CPU) --order random --sanitize -m "not slow"
 
 budget: .venv/.ready
 	$(BIN)/python tests/triton_aot.py --write

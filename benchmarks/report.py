@@ -117,12 +117,12 @@ def shares(content: dict[str, Any]) -> str:
         here = {library: found.get((model, batch, library)) for library in libraries}
         passes = min(one["passes"] for one in here.values() if one)
         rows.append([model, str(batch), f"{1e3 * passes:,.1f}", *map(share, here.values())])
-    machine = content["machine"]
+    machine, what = content["machine"], content["what"]
     rounds = sorted({one["rounds"] for one in content["shares"]})
     caption = (
-        f"{content['what'].capitalize()}: what passed outside the model and autograd during the attack. In brackets "
-        f"one minus ten bare passes beside it, median and quartiles over {rounds[0]} to {rounds[-1]} rounds; below "
-        f"0 is chance, the passes alone were slower. {machine['gpu'] or machine['processor']}, "
+        f"{what[0].upper()}{what[1:]}: the time outside the model and autograd during the attack. In brackets "
+        f"one minus ten bare passes beside it, median and quartiles of {rounds[0]} to {rounds[-1]} rounds: below 0 the "
+        f"passes alone were slower, by chance. {machine['gpu'] or machine['processor']}, "
         f"{machine['threads']} threads, torch {machine['torch']}."
     )
     return f"{table(['model', 'B', '10 passes, ms', *libraries], rows)}\n\n{caption}"
@@ -131,9 +131,9 @@ def shares(content: dict[str, Any]) -> str:
 def share(one: dict[str, Any] | None) -> str:
     if one is None:
         return "–"
-    low, high = one["quartiles"]
     outside = "–" if one["outside"] is None else f"{one['outside']:.2%}"
-    return f"{outside} ({one['share']:.1%}; {low:.1%} … {high:.1%})"
+    quartiles = "; {:.1%} … {:.1%}".format(*one["quartiles"]) if one["rounds"] > 1 else ""
+    return f"{outside} ({one['share']:.1%}{quartiles})"
 
 
 PARTS = {
