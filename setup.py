@@ -11,7 +11,7 @@ Environment variables:
     FAIRKERNELS_NATIVE      auto (default): install without compiled kernels where they cannot be built;
                             1: fail then; 0: do not build them.
     FAIRKERNELS_CUDA        the same for the CUDA kernels. They need nvcc, but no GPU and no torch with CUDA.
-    FAIRKERNELS_CUDA_ARCHS  compute capabilities, such as "80;90;100"; the newest is also kept as PTX.
+    FAIRKERNELS_CUDA_ARCHS  compute capabilities, such as "80;90;100"; newer GPUs translate the PTX of the last.
     FAIRKERNELS_TORCH_DIR   folder of the torch package to build against.
     CXX, CXXFLAGS, CUDA_HOME, CUDA_PATH, MAX_JOBS: as everywhere. ccache is used where there is one.
 """
@@ -39,6 +39,7 @@ REPORTED_LINES = 20
 
 TORCH_TARGET = (2, 10)
 DEFAULT_CUDA_ARCHS = ("80", "90", "100")
+TOLD_APART = (80, 90)  # compute capabilities from which on the sources do more: 9.0 has clusters
 COMMON_FLAGS = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"]
 VECTOR_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 CXX_FLAGS = [*COMMON_FLAGS, "-fPIC", "-fvisibility=hidden", *VECTOR_FLAGS, "-Wall", "-Wextra"]
@@ -214,9 +215,19 @@ def nvcc_command(tools: Tools, cuda: Cuda) -> list[str]:
 
 
 def arch_flags(cuda: Cuda) -> list[str]:
-    newest = cuda.archs[-1]
-    binaries = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda.archs]
-    return [*binaries, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+    """The longer half of compiling, up to PTX, is done once for all GPUs that the sources do not tell apart."""
+    codes: dict[str, list[str]] = {}
+    for arch in cuda.archs:
+        codes.setdefault(generation(arch), []).append(f"sm_{arch}")
+    newest = generation(cuda.archs[-1])
+    codes[newest].append(f"compute_{newest}")
+    return [f"-gencode=arch=compute_{shared},code=[{','.join(found)}]" for shared, found in codes.items()]
+
+
+def generation(arch: str) -> str:
+    """The compute capability whose PTX this one is made from; code for one GPU alone has its own."""
+    older = [tell for tell in TOLD_APART if arch.isdigit() and tell <= int(arch)]
+    return str(max(older)) if older else arch
 
 
 def launcher(tools: Tools) -> list[str]:

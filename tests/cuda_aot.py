@@ -118,6 +118,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.processes) as pool:
         logs = pool.map(lambda source: compile_source(source, setup, cuda, folder), setup["CUDA_SOURCES"])
         needs: Needs = dict(sorted(need for log in logs for need in needs_in(log)))
+        # Two sources must not define the same name.
+        subprocess.run(["ld", "-r", *Path(folder).glob("*.o"), "-o", Path(folder, "linked")], check=True)
     print(f"{len(needs)} kernels, {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
     found = list(budget.complaints(needs, None if options.write else budget.read("cuda"), cuda.version))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COMPILED, DEVICE
+from cases import COMPILED, DEVICE, ON_GPU
 
 import fairkernels.functional as FK
 from fairkernels.ops.reference._philox import philox
@@ -189,6 +189,34 @@ def test_a_nan_among_many_samples_is_not_lost(backend):
     logits[700, 1] = torch.nan
     rates = FK.soft_confusion(logits, labels, backend=backend)
     assert rates.isnan().all(1).tolist() == (torch.arange(3) == labels[700]).tolist()
+
+
+@pytest.mark.parametrize("absent", ["ignore", "zero"])
+@pytest.mark.parametrize(
+    ("samples", "classes"),
+    [(5, 70_000), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((3, 1_000_000), (2060, 2070)))],
+)
+def test_symmetry_loss_of_few_of_many_classes(samples, classes, absent, backend):
+    """More than what a block of a GPU marks in its shared memory."""
+    if backend == "reference" or (backend == "triton" and not ON_GPU):
+        pytest.skip("takes K x K numbers" if backend == "reference" else "takes minutes interpreted")
+    occurs = torch.tensor([0, classes // 3, classes - 1])
+    place = torch.arange(samples) % len(occurs)
+    logits = torch.randn(samples, classes)
+    logits[:, occurs] += math.log(classes)
+
+    def equation(leaf):
+        rates = torch.zeros(len(occurs), classes, dtype=leaf.dtype).index_add(0, place, leaf.softmax(1))
+        rates = rates / place.bincount()[:, None]
+        gap = FK.symmetry_gap(rates[:, occurs], backend="reference")
+        others = rates.masked_fill(torch.zeros(classes, dtype=torch.bool).scatter(0, occurs, True), 0)
+        return gap + (others * others / (others + 0.1)).sum() * (absent == "zero")
+
+    true = torch.func.grad_and_value(equation)(logits.double())
+    leaf = logits.requires_grad_()
+    value = FK.symmetry_loss(leaf, occurs[place], absent=absent, backend=backend)
+    value.backward()
+    torch.testing.assert_close((leaf.grad.double(), value.double()), true, rtol=1e-4, atol=1e-4 * true[0].abs().max())
 
 
 @pytest.mark.parametrize("function", [FK.symmetry_loss, FK.spectral_loss])

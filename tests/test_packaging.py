@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import cuda_aot
 import pytest
 
 import fairkernels
@@ -157,3 +158,17 @@ def test_a_switch_takes_three_values(source, name):
     built = build_wheel(source, **{name: "yes"})
     assert built.returncode != 0
     assert f"{name} must be auto, 0 or 1, got 'yes'" in built.stdout
+
+
+@pytest.mark.parametrize(
+    ("archs", "flags"),
+    [
+        ("80 90 100", ["compute_80,code=[sm_80]", "compute_90,code=[sm_90,sm_100,compute_90]"]),
+        ("75 86", ["compute_75,code=[sm_75]", "compute_80,code=[sm_86,compute_80]"]),
+        ("90 90a", ["compute_90,code=[sm_90]", "compute_90a,code=[sm_90a,compute_90a]"]),
+    ],
+)
+def test_gpus_that_the_sources_do_not_tell_apart_share_ptx(archs, flags):
+    setup = cuda_aot.setup_module()
+    found = setup["arch_flags"](setup["Cuda"]("nvcc", "13.0", archs.split()))
+    assert found == [f"-gencode=arch={flag}" for flag in flags]

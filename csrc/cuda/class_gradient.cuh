@@ -3,7 +3,7 @@
 // 20 operations; the rows of coefficients come out of the cache. Floor: the copy of the logits. One launch. Rows of more
 // than 2,048 classes are read three times, all but the first time from the cache. Before it comes one that reads the
 // labels where a mean is taken over more than 4,096 samples, or spectral_loss divides by the samples of a class of more
-// than 1,024.
+// than 1,024, or there are fewer samples than classes and more than 2,048 samples or 65,536 classes.
 #pragma once
 
 #include "cuda/class_set.cuh"
@@ -25,8 +25,9 @@ struct GradientShape {
   int64_t countings;  // blocks that count the samples of classes, for a problem; 0: each row does
 };
 
-inline bool is_compact(const ClassTask& task) {
-  return task.samples < task.classes;
+// Whether the slopes of the symmetry term are by the classes that occur.
+FK_HOST_DEVICE inline bool is_compact(const ClassTask& task) {
+  return task.wants_symmetry && task.sym_weight != 0 && task.samples < task.classes;
 }
 
 inline bool divides_by_samples(const ClassTask& task) {
@@ -52,10 +53,22 @@ inline int64_t class_countings(const ClassTask& task) {
   return needs_counts && task.samples > kMostCounted ? (task.classes + kCounted - 1) / kCounted : 0;
 }
 
-// Of the sums of weights, and of the samples of each class.
+// Memory between the launches.
+struct GradientWorkspace {
+  double* weights;  // [problems, parts], sums of those of samples
+  int32_t* counts;  // [problems, K], samples of each class
+  unsigned* sets;   // of the classes that occur, where blocks do not make them
+  int64_t bytes = 0;
+
+  FK_HOST_DEVICE GradientWorkspace(const ClassTask& task, int64_t parts, int64_t countings) {
+    weights = take<double>(task.workspace, task.problems * parts, bytes);
+    counts = take<int32_t>(task.workspace, countings > 0 ? task.problems * task.classes : 0, bytes);
+    sets = take<unsigned>(task.workspace, is_compact(task) ? words_of_sets(task) : 0, bytes);
+  }
+};
+
 inline int64_t class_gradient_bytes(const ClassTask& task) {
-  const int64_t counts = class_countings(task) > 0 ? 4 * static_cast<int64_t>(task.classes) : 0;
-  return task.problems * (8 * sample_parts(task) + counts);
+  return GradientWorkspace(task, sample_parts(task), class_countings(task)).bytes;
 }
 
 // The sum of the class weights of samples [begin, end), the same in all threads of the block.
@@ -425,11 +438,6 @@ FK_DEVICE int samples_of_class(const ClassTask& task, const ClassSamples& sample
   return Members::sum(count);
 }
 
-// Where class_counts leaves them, [problems, K].
-FK_HOST_DEVICE inline int32_t* counted_samples(const ClassTask& task, const GradientShape& shape) {
-  return reinterpret_cast<int32_t*>(static_cast<double*>(task.workspace) + task.problems * shape.parts);
-}
-
 // Class weights in shared memory: all, or those of a piece.
 template <typename Layout>
 FK_HOST_DEVICE inline int staged_columns(const ClassTask& task) {
@@ -447,10 +455,10 @@ class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   const int64_t end = begin + shape.rows < task.samples ? begin + shape.rows : task.samples;
   const ClassSamples samples(task, problem);
   const ProblemSlopes<Real> common(task, samples, problem, shape.parts);
-  const bool compact = task.wants_symmetry && task.sym_weight != 0 && task.samples < task.classes;
+  const GradientWorkspace workspace(task, shape.parts, shape.countings);
   Real* staged = device::shared_memory<Real>();
-  const ClassSet set =
-      compact ? ClassSet(task, samples, reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task))) : ClassSet();
+  unsigned* shared = reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task));
+  const ClassSet set = is_compact(task) ? ClassSet(task, samples, problem, workspace.sets, shared) : ClassSet();
   const StagedWeights<Real> all = kPieces ? StagedWeights<Real>{} : stage_weights(task, samples, 0, task.classes, staged);
   const int64_t out = problem * task.samples * task.classes;
 
@@ -465,7 +473,7 @@ class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
       Real count = static_cast<Real>(common.samples);
       if (task.surrogate != Surrogate::kl_all) {
         count = static_cast<Real>(shape.countings == 0 ? samples_of_class<Members>(task, samples, label)
-                                  : counts             ? counted_samples(task, shape)[problem * task.classes + label]
+                                  : counts             ? workspace.counts[problem * task.classes + label]
                                                        : 0);
       }
       inverse_count = divided(Real(1), count);
@@ -525,19 +533,23 @@ class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
 
 template <typename Layout, bool kPieces, bool kCharges>
 int launch_class_gradient_with(const ClassTask& task, void* stream) {
-  const bool compact = task.wants_symmetry && task.sym_weight != 0 && is_compact(task);
   const int64_t teams = Layout::kBlockThreads / Layout::Members::kSize;
-  const int64_t turns = compact || divides_by_samples(task) ? 4 : 1;
+  const int64_t turns = is_compact(task) || divides_by_samples(task) ? 4 : 1;
   const int64_t rows = teams * turns;
   const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task), class_countings(task)};
+  const GradientWorkspace workspace(task, shape.parts, shape.countings);
+  int error = 0;
   if (shape.countings > 0) {
     const device::Grid grid{task.problems * shape.countings, kCountThreads};
-    const int error = device::launch(class_counts, grid, stream, task, counted_samples(task, shape), shape.countings);
-    if (error != 0) {
-      return error;
-    }
+    error = device::launch(class_counts, grid, stream, task, workspace.counts, shape.countings);
   }
-  const size_t set = compact ? class_set_bytes(task.classes) : 0;
+  if (error == 0 && is_compact(task)) {
+    error = launch_class_sets(task, workspace.sets, stream);
+  }
+  if (error != 0) {
+    return error;
+  }
+  const size_t set = is_compact(task) ? set_bytes_in_block(task) : 0;
   const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + set;
   const device::Grid grid{task.problems * shape.blocks, Layout::kBlockThreads, bytes};
   return device::launch(class_gradient<Layout, kPieces, kCharges>, grid, stream, task, shape);

@@ -144,8 +144,9 @@ FK_KERNEL(kPairThreads) class_pairs(FK_CONSTANT(ClassTask) task, SumShape shape)
   const int64_t squares = side * (side + 1) / 2;
   const SumWorkspace<Real> workspace(task, shape);
   const bool by_class = shape.compact && !task.ignores_absent;
+  unsigned* shared = device::shared_memory<unsigned>();
   const ClassSet set =
-      by_class ? ClassSet(task, ClassSamples(task, number), device::shared_memory<unsigned>()) : ClassSet();
+      by_class ? ClassSet(task, ClassSamples(task, number), number, workspace.sets, shared) : ClassSet();
   PairProblem<Real> problem{};
   problem.rates = static_cast<Real*>(task.coefficients) + number * shape.rows * shape.width;
   problem.counts = workspace.counts + number * shape.rows;
@@ -190,8 +191,9 @@ FK_DEVICE void put_left(const ClassTask& task, const SumShape& shape, int64_t pr
                         const SumWorkspace<Real>& workspace) {
   Real* u = static_cast<Real*>(task.u) + problem * task.classes;
   const bool compact = task.wants_spectral && shape.compact;
+  unsigned* shared = device::shared_memory<unsigned>();
   const ClassSet set =
-      compact ? ClassSet(task, ClassSamples(task, problem), device::shared_memory<unsigned>()) : ClassSet();
+      compact ? ClassSet(task, ClassSamples(task, problem), problem, workspace.sets, shared) : ClassSet();
   double all = 0;
   if (task.wants_spectral && task.surrogate == Surrogate::kl_all) {
     all = sum_of(workspace.sizes + problem * shape.slots, shape.slots);
@@ -282,7 +284,7 @@ int launch_class_terms_large(const ClassTask& task, void* stream) {
   const SumShape shape = sum_shape<Real>(task);
   int error = launch_ordered_sums<Real>(task, shape, stream);
   if (error == 0 && task.wants_symmetry) {
-    const size_t bytes = shape.compact && !task.ignores_absent ? class_set_bytes(task.classes) : 0;
+    const size_t bytes = shape.compact && !task.ignores_absent ? set_bytes_in_block(task) : 0;
     error = device::launch(class_pairs<Real>, {task.problems * shape.pair_blocks, kPairThreads, bytes}, stream, task, shape);
   }
   if (error == 0 && task.wants_spectral) {
@@ -290,7 +292,7 @@ int launch_class_terms_large(const ClassTask& task, void* stream) {
     error = fk_spectral_norm(&norm, stream);
   }
   if (error == 0 && task.total != nullptr) {
-    const size_t bytes = task.wants_spectral && shape.compact ? class_set_bytes(task.classes) : 0;
+    const size_t bytes = task.wants_spectral && shape.compact ? set_bytes_in_block(task) : 0;
     error = device::launch(class_terms_of_sums<Real>, {task.problems, kPairThreads, bytes}, stream, task, shape);
   }
   return error;

@@ -1,17 +1,35 @@
-// The classes that occur in a problem of fewer samples than classes, as bits in shared memory: which row and column of
-// the coefficients a class has is the number of those before it.
+// The classes that occur in a problem of fewer samples than classes, as bits: which row and column of the coefficients a
+// class has is the number of those before it. Each block makes the bits in shared memory while they are few and read from
+// few labels; a launch before makes those of larger problems, once.
+// Bytes: 8 of each label, by each block or once, and K / 4 that stay in the cache. Operations: a search of the words, some
+// 12 reads, where a class is asked for by its rank. Floor of the launch before: its latency.
 #pragma once
 
 #include "cuda/class_rows.cuh"
 
 namespace fairkernels {
 
-inline int64_t class_words(int64_t classes) {
-  return (classes + device::kWarp - 1) / device::kWarp;
+constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
+constexpr int kMostInBlock = 1 << 16;   // classes, in 16 KiB of shared memory
+constexpr int kSetThreads = 1024;
+
+FK_HOST_DEVICE inline int class_words(int classes) {
+  return static_cast<int>((static_cast<int64_t>(classes) + device::kWarp - 1) / device::kWarp);
 }
 
-inline size_t class_set_bytes(int64_t classes) {
-  return 2 * 4 * static_cast<size_t>(class_words(classes));
+// Whether a launch before makes the sets.
+FK_HOST_DEVICE inline bool makes_sets_before(const ClassTask& task) {
+  return task.samples > kMostScanned || task.classes > kMostInBlock;
+}
+
+// In global memory, for the sets of all problems.
+FK_HOST_DEVICE inline int64_t words_of_sets(const ClassTask& task) {
+  return makes_sets_before(task) ? task.problems * 2 * class_words(task.classes) : 0;
+}
+
+// In shared memory, for one.
+inline size_t set_bytes_in_block(const ClassTask& task) {
+  return makes_sets_before(task) ? 0 : 2 * 4 * static_cast<size_t>(class_words(task.classes));
 }
 
 class ClassSet {
@@ -21,9 +39,20 @@ class ClassSet {
   // Whether there is one.
   FK_DEVICE explicit operator bool() const { return words_ != 0; }
 
+  // That of a problem: it lies in `sets`, or comes to lie in shared memory.
+  FK_DEVICE ClassSet(const ClassTask& task, const ClassSamples& samples, int64_t problem, unsigned* sets,
+                     unsigned* shared)
+      : ClassSet(task, makes_sets_before(task) ? sets + problem * 2 * class_words(task.classes) : shared) {
+    if (!makes_sets_before(task)) {
+      make(task, samples);
+    }
+  }
+
+  FK_DEVICE ClassSet(const ClassTask& task, unsigned* memory)
+      : words_(class_words(task.classes)), bits_(memory), before_(memory + words_) {}
+
   // All threads of a block come, once.
-  FK_DEVICE ClassSet(const ClassTask& task, const ClassSamples& samples, unsigned* memory)
-      : words_((task.classes + device::kWarp - 1) / device::kWarp), bits_(memory), before_(memory + words_) {
+  FK_DEVICE void make(const ClassTask& task, const ClassSamples& samples) {
     for (int word = device::thread(); word < words_; word += device::threads()) {
       bits_[word] = 0;
     }
@@ -85,5 +114,17 @@ class ClassSet {
   unsigned* bits_ = nullptr;
   unsigned* before_ = nullptr;
 };
+
+// A block has a problem. A template, so that several sources can have it.
+template <int kThreads>
+FK_KERNEL(kThreads) class_sets(FK_CONSTANT(ClassTask) task, unsigned* sets) {
+  const int64_t problem = device::block();
+  ClassSet(task, sets + problem * 2 * class_words(task.classes)).make(task, ClassSamples(task, problem));
+}
+
+// Where blocks do not make them.
+inline int launch_class_sets(const ClassTask& task, unsigned* sets, void* stream) {
+  return makes_sets_before(task) ? device::launch(class_sets<kSetThreads>, {task.problems, kSetThreads}, stream, task, sets) : 0;
+}
 
 }  // namespace fairkernels

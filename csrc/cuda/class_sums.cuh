@@ -4,6 +4,7 @@
 // Floor: the read. One launch up to 2,048 samples, of which a block finds those of its class by reading the labels.
 // Beyond, four to put them in order (class_order.cuh), one, and where there are at least as many samples as classes one
 // that adds the parts of classes that have several. Rows of more than 2,048 classes are read twice, in one launch more.
+// One more finds the classes that occur among more than 65,536, or of more than 2,048 samples that are fewer than classes.
 #pragma once
 
 #include "cuda/class_order.cuh"
@@ -13,7 +14,6 @@
 namespace fairkernels {
 
 constexpr int kPartThreads = 256;
-constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
 
 // Top, sum and weighted drops of a row, and where "kl" charges it and how much.
 constexpr int kRowNumbers = 5;
@@ -72,9 +72,10 @@ struct SumWorkspace {
   double* sizes;  // [problems, slots], samples that count in a class
   Real* numbers;  // [problems, B, kRowNumbers]
   Real* part_sums;  // [problems, most_divided, 1 or 2, K], the second of charges
-  int64_t bytes;
+  unsigned* sets;   // of the classes that occur, where blocks do not make them
+  int64_t bytes = 0;
 
-  FK_HOST_DEVICE SumWorkspace(const ClassTask& task, const SumShape& shape) : bytes(0) {
+  FK_HOST_DEVICE SumWorkspace(const ClassTask& task, const SumShape& shape) {
     losses = take<double>(task, task.problems * shape.slots);
     divisors = take<double>(task, task.problems * shape.slots);
     penalties = take<double>(task, task.problems * shape.pair_blocks);
@@ -95,14 +96,13 @@ struct SumWorkspace {
     part_sums = take<Real>(task, divided * sum_kinds(task) * task.classes);
     tables.ranks = take<int32_t>(task, ordered * task.samples);
     tables.counts = take<int32_t>(task, ordered * order_chunks(task) * task.classes);
+    sets = take<unsigned>(task, shape.compact ? words_of_sets(task) : 0);
   }
 
  private:
   template <typename Number>
   FK_HOST_DEVICE Number* take(const ClassTask& task, int64_t count) {
-    Number* taken = reinterpret_cast<Number*>(reinterpret_cast<uintptr_t>(task.workspace) + bytes);
-    bytes += count * static_cast<int64_t>(sizeof(Number));
-    return taken;
+    return fairkernels::take<Number>(task.workspace, count, bytes);
   }
 };
 
@@ -451,8 +451,8 @@ class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
       return;
     }
   }
-  const ClassSet set =
-      shape.compact ? ClassSet(task, samples, device::shared_memory<unsigned>() + set_offset<Layout>(task)) : ClassSet();
+  unsigned* shared = device::shared_memory<unsigned>() + set_offset<Layout>(task);
+  const ClassSet set = shape.compact ? ClassSet(task, samples, problem, workspace.sets, shared) : ClassSet();
   ClassPlace<Real> place = place_of<Real>(task, shape, problem, part.label, set);
   place.part = part.parts > 1 ? part.place() : -1;
   if (needs_all(task)) {
@@ -542,7 +542,7 @@ int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream
   }
   return with_layout<Real, 16>(task.classes, [&](auto layout, auto pieces) {
     using Layout = decltype(layout);
-    const size_t set = shape.compact ? class_set_bytes(task.classes) : 0;
+    const size_t set = shape.compact ? set_bytes_in_block(task) : 0;
     const size_t bytes = 4 * static_cast<size_t>(set_offset<Layout>(task)) + set;
     const device::Grid grid{task.problems * shape.items * shape.pieces, Layout::kBlockThreads, bytes};
     return has_charges(task) ? device::launch(class_sums<Layout, pieces.value, true>, grid, stream, task, shape)
@@ -553,7 +553,11 @@ int launch_class_sums(const ClassTask& task, const SumShape& shape, void* stream
 // With what comes before and after where there are many samples.
 template <typename Real>
 int launch_ordered_sums(const ClassTask& task, const SumShape& shape, void* stream) {
-  int error = shape.ordered ? launch_class_order<Real>(task, SumWorkspace<Real>(task, shape).tables, stream) : 0;
+  const SumWorkspace<Real> workspace(task, shape);
+  int error = shape.ordered ? launch_class_order<Real>(task, workspace.tables, stream) : 0;
+  if (error == 0 && shape.compact) {
+    error = launch_class_sets(task, workspace.sets, stream);
+  }
   if (error == 0) {
     error = launch_class_sums<Real>(task, shape, stream);
   }
