@@ -411,6 +411,20 @@ def test_without_fairness_it_is_cross_entropy(samples, reduction, smoothing, wei
     torch.testing.assert_close(ours.grad, theirs.grad, equal_nan=True)
 
 
+def test_fair_cross_entropy_of_many_weighted_classes(backend):
+    if backend == "reference" or (backend == "triton" and not ON_GPU):
+        pytest.skip("takes K x K numbers" if backend == "reference" else "takes minutes interpreted")
+    logits, labels = batch(5, 30_000, dtype=torch.float32)
+    options = {"label_smoothing": 0.2, "weight": torch.rand(30_000)}
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value = FK.fair_cross_entropy(ours, labels, sym_weight=0, backend=backend, **options)
+    expected = F.cross_entropy(theirs, labels, **options)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_a_weight_of_zero_skips_an_infinite_term():
     logits = torch.tensor([[0.0, torch.inf]])
     labels = torch.tensor([0])

@@ -3,7 +3,7 @@
 // 20 operations; the rows of coefficients come out of the cache. Floor: the copy of the logits. One launch. Rows of more
 // than 2,048 classes are read three times, all but the first time from the cache. Before it comes one that reads the
 // labels where a mean is taken over more than 4,096 samples, or spectral_loss divides by the samples of a class of more
-// than 1,024, or there are fewer samples than classes and more than 2,048 samples or 65,536 classes.
+// than 1,024, or there are fewer samples than classes and more than 2,048 samples or 8,192 classes.
 #pragma once
 
 #include "cuda/class_set.cuh"
@@ -168,10 +168,10 @@ struct ProblemSlopes {
       return sum_of_weights<Real>(task, samples, 0, task.samples);
     }
     double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t part = device::thread(); part < parts; part += device::threads()) {
       sum += static_cast<const double*>(task.workspace)[problem * parts + part];
     }
-    return sum;
+    return block_sum(sum);
   }
 };
 

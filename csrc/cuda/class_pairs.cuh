@@ -125,8 +125,8 @@ FK_DEVICE double charge_absent(const ClassTask& task, const SumShape& shape, con
 
 template <typename Real>
 FK_DEVICE double active_classes(const ClassTask& task, const SumShape& shape, const Real* counts) {
-  if (!task.ignores_absent) {
-    return static_cast<double>(task.classes);
+  if (!task.mean_of_pairs || !task.ignores_absent) {
+    return static_cast<double>(task.classes);  // nobody asks, or all are
   }
   double active = 0;
   for (int64_t row = device::thread(); row < shape.rows; row += device::threads()) {

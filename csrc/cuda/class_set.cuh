@@ -10,7 +10,7 @@
 namespace fairkernels {
 
 constexpr int64_t kMostScanned = 2048;  // samples whose labels every block reads
-constexpr int kMostInBlock = 1 << 16;   // classes, in 16 KiB of shared memory
+constexpr int kMostInBlock = 8192;      // classes whose words a warp of the block adds up
 constexpr int kSetThreads = 1024;
 
 FK_HOST_DEVICE inline int class_words(int classes) {

@@ -4,7 +4,7 @@
 // Floor: the read. One launch up to 2,048 samples, of which a block finds those of its class by reading the labels.
 // Beyond, four to put them in order (class_order.cuh), one, and where there are at least as many samples as classes one
 // that adds the parts of classes that have several. Rows of more than 2,048 classes are read twice, in one launch more.
-// One more finds the classes that occur among more than 65,536, or of more than 2,048 samples that are fewer than classes.
+// One more finds the classes that occur among more than 8,192, or of more than 2,048 samples that are fewer than classes.
 #pragma once
 
 #include "cuda/class_order.cuh"
@@ -154,18 +154,19 @@ FK_KERNEL(LongRow<Real>::kBlockThreads) class_row_numbers(FK_CONSTANT(ClassTask)
   }
 }
 
-// Calls work(b) for the samples of a class, or a part of it, whose turn it is for this team, in their order.
-template <typename Members, typename Work>
+// Calls work(b) for the samples of a class, or a part of it, whose turn it is for this team, in their order. Teams of a
+// warp come to it together.
+template <typename Layout, typename Work>
 FK_DEVICE void for_samples_of(const ClassTask& task, const SumShape& shape, const ClassOrderTables& tables, int64_t problem,
                               int label, const ClassPart& part, const Work& work) {
-  const int64_t team = Members::number();
-  const int64_t teams = Members::count();
+  constexpr int kTeams = Layout::kTeams;
+  const int team = Layout::Members::number();
   if (shape.ordered) {
     const int64_t* starts = tables.starts + problem * (task.classes + 1);
     const int64_t begin = starts[label] + (part.number - part.first) * kPartSamples;
     const bool is_last = part.number - part.first == part.parts - 1;
     const int64_t end = is_last ? starts[label + 1] : begin + kPartSamples;
-    for (int64_t at = begin + team; at < end; at += teams) {
+    for (int64_t at = begin + team; at < end; at += kTeams) {
       work(tables.order[problem * task.samples + at]);
     }
     return;
@@ -182,13 +183,19 @@ FK_DEVICE void for_samples_of(const ClassTask& task, const SumShape& shape, cons
     }
   }
   device::barrier();
-  int64_t before = 0;
+  int given = 0;  // teams that have a sample of this turn
+  int own = 0;
   for (int word = 0; word < words; ++word) {
     for (unsigned left = found[word]; left != 0; left &= left - 1) {
-      if (before++ % teams == team) {
-        work(word * device::kWarp + device::bits_set((left & -left) - 1));
+      own = given == team ? word * device::kWarp + device::bits_set((left & -left) - 1) : own;
+      if (++given == kTeams) {
+        work(own);
+        given = 0;
       }
     }
+  }
+  if (team < given) {
+    work(own);
   }
 }
 
@@ -387,7 +394,8 @@ FK_DEVICE ClassPlace<Real> place_of(const ClassTask& task, const SumShape& shape
 // Where the set of classes lies in shared memory, in words: behind the sums of the teams, or the weights.
 template <typename Layout>
 FK_HOST_DEVICE inline int64_t set_offset(const ClassTask& task) {
-  const int64_t rows = Layout::kBlock ? (stages_weights(task) ? 1 : 0) : Layout::kTeams * sum_kinds(task);
+  const bool stages = stages_weights(task) && task.classes <= Layout::kColumns;  // not where rows are held in pieces
+  const int64_t rows = Layout::kBlock ? (stages ? 1 : 0) : Layout::kTeams * sum_kinds(task);
   return rows * task.classes * static_cast<int64_t>(sizeof(typename Layout::Real) / 4);
 }
 
@@ -469,7 +477,7 @@ class_sums(FK_CONSTANT(ClassTask) task, SumShape shape) {
   ClassSum<Layout, kCharges> sum;
   if (place.label < task.classes) {
     const Real* numbers = workspace.numbers + problem * task.samples * kRowNumbers;
-    for_samples_of<Members>(task, shape, workspace.tables, problem, place.label, part, [&](int64_t b) {
+    for_samples_of<Layout>(task, shape, workspace.tables, problem, place.label, part, [&](int64_t b) {
       add_sample<Layout, kPieces, kCharges>(task, samples, b, place.label, first, weights, all_weights, numbers, sum);
     });
   }

@@ -239,7 +239,7 @@ FK_KERNEL(kGramThreads) spectral_gram(FK_CONSTANT(Steps) steps) {
         }
       }
     }
-    if (device::thread() < kTile) {
+    if (first == second && device::thread() < kTile) {
       for (int j = 0; j < kGramChunk; ++j) {
         row_stretch += memory.a[device::thread()][j];
       }

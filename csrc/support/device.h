@@ -158,12 +158,16 @@ inline size_t most_shared_memory() {
 // takes back what another needs.
 template <typename... Parameters>
 cudaError_t allow_shared_memory(void (*kernel)(Parameters...), size_t bytes) {
+  constexpr size_t kThereAnyway = 48 << 10;
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess || static_cast<size_t>(attributes.maxDynamicSharedSizeBytes) >= bytes) {
+  if (error != cudaSuccess || attributes.sharedSizeBytes + bytes <= kThereAnyway) {
     return error;
   }
   const int most = static_cast<int>(most_shared_memory() - attributes.sharedSizeBytes);
+  if (attributes.maxDynamicSharedSizeBytes == most) {
+    return cudaSuccess;
+  }
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 

@@ -23,7 +23,7 @@ inline ClassTask class_task(const Tensor& logits, const Tensor& labels, double t
   task.logits = class_operand(logits, 2);
   task.labels = class_operand(labels, 1);
   task.samples = logits.size(-2);
-  require(logits.size(-1) < std::numeric_limits<int>::max(), "there may be less than 2^31 classes on a GPU");
+  require(logits.size(-1) <= 1 << 24, "there may be at most 2^24 classes on a GPU");  // what a float can number
   task.classes = static_cast<int>(logits.size(-1));
   task.problems = product(reshaped(shape_of(logits), 2, {}));
   task.temperature = temperature;
