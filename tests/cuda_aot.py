@@ -83,10 +83,12 @@ GPUs where there is no Triton or where `backend="native"` asks for them.
 
 ## How they are proven
 
-- All tests of the operator table run over their sources, compiled as C++: `tests/cuda_on_cpu` stands in for the GPU,
-  the threads of a block are fibers on the CPU, in forward, reversed and random order. It finds barriers and exchanges
-  that not all threads come to, wrong lane masks, and shared memory that is used out of bounds or before it is written;
-  AddressSanitizer and UBSan look on. Races in memory are beyond it: a fiber runs until it waits for others.
+- The tests of the operator table run over their sources, compiled as C++: `tests/cuda_on_cpu` stands in for the GPU,
+  the threads of a block are fibers on the CPU. It finds barriers and exchanges that not all threads come to, wrong lane
+  masks, and shared memory that is written out of bounds or read before it is written. Races in memory are beyond it: a
+  fiber runs until it waits for others. `make test` takes float32 values and gradients of every sample and some of the
+  rest, `make test-all` all of them, in forward and in reversed order, and what `make test` takes in random order, with
+  AddressSanitizer and UBSan looking on.
 - `tests/cuda_aot.py` compiles all of them for sm_80, sm_90 and sm_100: none may spill or keep a stack, and what they
   need is held against `tests/budget.json`.
 

@@ -13,6 +13,7 @@ import cuda_aot
 import pytest
 
 import fairkernels
+from fairkernels.ops import library
 
 ROOT = Path(__file__).resolve().parent.parent
 INGREDIENTS = ("setup.py", "pyproject.toml", "constraints.txt", "LICENSE", "README.md", "csrc", "fairkernels")
@@ -172,3 +173,21 @@ def test_gpus_that_the_sources_do_not_tell_apart_share_ptx(archs, flags):
     setup = cuda_aot.setup_module()
     found = setup["arch_flags"](setup["Cuda"]("nvcc", "13.0", archs.split()))
     assert found == [f"-gencode=arch={flag}" for flag in flags]
+
+
+def test_all_gpus_that_the_sources_tell_apart_are_known():
+    """Others get the PTX of an older one, and would miss what is for them alone."""
+    sources = [path.read_text() for path in (ROOT / "csrc").rglob("*.*")]
+    told = {int(number) for text in sources for number in re.findall(r"__CUDA_ARCH__ *[<>=]+ *(\d+)", text)}
+    assert told <= {10 * number for number in cuda_aot.setup_module()["TOLD_APART"]}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize(("source", "said"), [(None, "too short"), ("void gone(); void f() { gone(); }", "gone")])
+def test_a_library_that_does_not_load_is_a_reason(source, said, tmp_path, monkeypatch):
+    path = tmp_path / "_kernels.so"
+    path.touch()
+    if source is not None:
+        subprocess.run(["g++", "-shared", "-fPIC", "-xc++", "-", "-o", path], input=source, text=True, check=True)
+    monkeypatch.setattr(library, "LIBRARY", path)
+    assert re.search(f"the native library does not load: .*{said}.* this is torch", library.load())

@@ -1,9 +1,10 @@
 // The gradient of class terms by the logits.
 // Bound by memory: one read of the logits and one write of their gradient, 8 bytes of an element in fp32; an exp and some
 // 20 operations; the rows of coefficients come out of the cache. Floor: the copy of the logits. One launch. Rows of more
-// than 2,048 classes are read three times, all but the first time from the cache. Before it comes one that reads the
-// labels where a mean is taken over more than 4,096 samples, or spectral_loss divides by the samples of a class of more
-// than 1,024, or there are fewer samples than classes and more than 2,048 samples or 8,192 classes.
+// than 2,048 classes, 1,024 in double, are read three times, all but the first time from the cache.
+// Before it come up to two that read the labels: where a mean is taken over more than 4,096 samples; where spectral_loss
+// divides by the samples of a class, of more than 1,024; where there are fewer samples than classes, and more than 2,048
+// samples or 8,192 classes.
 #pragma once
 
 #include "cuda/class_set.cuh"

@@ -3,8 +3,9 @@
 // Bytes: one read of the logits and labels, and of the rows that are written; 12 operations and an exp for each logit.
 // Floor: the read. One launch up to 2,048 samples, of which a block finds those of its class by reading the labels.
 // Beyond, four to put them in order (class_order.cuh), one, and where there are at least as many samples as classes one
-// that adds the parts of classes that have several. Rows of more than 2,048 classes are read twice, in one launch more.
-// One more finds the classes that occur among more than 8,192, or of more than 2,048 samples that are fewer than classes.
+// that adds the parts of classes that have several. Rows of more than 2,048 classes, 1,024 in double, are read twice, in
+// one launch more. One more finds the classes that occur among more than 8,192, or of more than 2,048 samples that are
+// fewer than classes.
 #pragma once
 
 #include "cuda/class_order.cuh"

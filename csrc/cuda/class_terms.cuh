@@ -1,10 +1,9 @@
-// soft_confusion, symmetry_loss and fair_cross_entropy: four choices among the terms of one computation. From logits
-// and labels come sums by class, of probabilities and of losses, and from these the terms.
-// Launches forward, of which one reads the logits: up to 64 classes one (class_small.cuh; beyond 8,192 samples, or 1,024
-// on GPUs without clusters, two); beyond one for the sums (class_sums.cuh), and where there is more than a confusion
-// matrix one for the pairs and one for the terms (class_pairs.cuh); beyond 2,048 samples five more, four for their order
-// (class_order.cuh) and one to add parts. The spectral term of more than 64 classes takes those of spectral_norm.cuh.
-// Backward one (class_gradient.cuh).
+// soft_confusion, symmetry_loss, spectral_loss and fair_cross_entropy: four choices among the terms of one computation.
+// From logits and labels come sums by class, of probabilities, charges and losses, and from these the terms.
+// Launches forward, of which one reads the logits: up to 64 classes, 32 in double, one (class_small.cuh; beyond 8,192
+// samples, or 1,024 on GPUs without clusters, two). Beyond, those of class_sums.cuh, one as a rule; for the symmetry term
+// one for its pairs; for the spectral one those of spectral_norm.cuh; and where there is more than a confusion matrix one
+// for the terms (class_pairs.cuh). Backward one, and before it up to two that read labels (class_gradient.cuh).
 #pragma once
 
 #include "cuda/class_pairs.cuh"

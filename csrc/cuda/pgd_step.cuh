@@ -1,5 +1,5 @@
-// One step of projected gradient descent. Bound by memory: 3 reads and 1 write of an element, 16 bytes in fp32, each
-// image read once; about 20 operations.
+// One step of projected gradient descent. Bound by memory: 3 reads and 1 write of an element, 16 bytes in fp32;
+// about 20 operations.
 // linf: one launch, a vector of 16 bytes a thread. Where all images lie alike and without gaps, and all parameters are
 // numbers, a kernel of its own: to find a vector's places takes longer than to read it. Floor: the copy of 16 bytes.
 // l2: a block owns a sample and reads it again, out of the cache: one launch. Of larger samples several blocks leave

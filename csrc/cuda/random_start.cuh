@@ -2,8 +2,8 @@
 // number alone, so they are those of the CPU. 1 read and 1 write of an element, 8 bytes in fp32; the generator takes
 // about 50 operations for four elements that follow each other in row-major order, for each where they do not, and
 // normal numbers about 50 in double for each.
-// linf: one launch, a vector of 16 bytes a thread.
-// l2: a block owns a sample and draws it twice, for its length and to place it: one launch. Of larger samples several
+// linf: one launch, a vector of 16 bytes a thread. Bound by memory, floor: the copy.
+// l2: bound by its operations in double, floor: about 100 of an element. A block owns a sample and draws it twice, for its length and to place it: one launch. Of larger samples several
 // blocks leave sums, and a second launch places them.
 #pragma once
 

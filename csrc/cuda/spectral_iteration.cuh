@@ -2,7 +2,7 @@
 // most 128 columns; rows may be many.
 // Bound by latency: a step is one pass over the matrix by all warps, two barriers, and the vectors, which the first warp
 // keeps in its registers, in double: 4 rounds of sums over its lanes and the 3 x 3 eigenproblem. A pass takes 2
-// multiply-adds an entry, of which shared memory gives 32 in a cycle.
+// multiply-adds an entry, of which shared memory gives 32 in a cycle. Floor: so many cycles a step, and the barriers.
 #pragma once
 
 #include "cuda/elements.cuh"

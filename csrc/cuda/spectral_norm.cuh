@@ -1,7 +1,8 @@
 // The leading singular value of matrices of any size with its vectors, and its gradient.
 // Up to a shorter side of 128, if it fits into shared memory, a block has a matrix: one launch, one read, see
 // spectral_iteration.cuh. Beyond, a launch a step, see spectral_steps.cuh.
-// Backward, the outer product of u and v: bound by memory, one launch, one write, 4 bytes an entry in fp32.
+// Backward, the outer product of u and v: bound by memory, one launch, one write, 4 bytes an entry in fp32,
+// one product. Floor: the write.
 #pragma once
 
 #include "cuda/problems.cuh"

@@ -4,6 +4,7 @@
 // The matrix is read three times, 12 bytes an entry in fp32, for G ceil(S / 64) times out of the cache; G takes S / 2
 // multiply-adds an entry. A step is bound by memory: one read of G, 4 * S * S bytes, and by every block two of the six
 // vectors. The small vector work in between is done by every block again, which is cheaper than a launch of its own.
+// Floor: the multiply-adds of G, and a read of it and a launch for each step.
 #pragma once
 
 #include "cuda/elements.cuh"

@@ -1,6 +1,6 @@
 // The symmetry penalty summed over all unordered pairs of classes, and its gradient. Bound by memory: one read of an
-// entry, 4 bytes in fp32, and of the gradient one write; about 8 operations an entry. C_ij and C_ji lie far apart, so
-// both are read along the memory and meet in shared memory.
+// entry, 4 bytes in fp32, and of the gradient one write; about 8 operations an entry. Floor: the read, of the gradient the
+// copy. C_ij and C_ji lie far apart, so both are read along the memory and meet in shared memory.
 // Up to 128 classes, 64 in fp64, a block has a matrix for itself: one launch. Beyond, a block has a tile and its mirror
 // image: the forward leaves sums in double that a second launch adds in order, the backward takes one launch. Where
 // presence has to be found in the rows, beyond, one launch and one read more.

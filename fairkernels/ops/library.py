@@ -25,8 +25,8 @@ def load() -> str | None:
     except OSError as error:
         info = build_info()
         return (
-            f"the native library does not load: {error} (built for torch >= {info.get('torch_target', '?')}, "
-            f"this is torch {torch.__version__})"
+            f"the native library does not load: {error.__cause__ or error} "  # torch says only that it could not
+            f"(built for torch >= {info.get('torch_target', '?')}, this is torch {torch.__version__})"
         )
     return None
 
@@ -67,8 +67,8 @@ def cuda_missing(operator: str) -> str | None:
 
 def covers(archs: list[str], major: int, minor: int) -> bool:
     """Whether a GPU runs code for one of these compute capabilities: of its generation and no newer, or of just itself
-    where the name ends with ``a``, or translated from PTX, of which the last one is kept; PTX of ``a`` and ``f`` is not
-    for later generations."""
+    where the name ends with ``a``, or translated from PTX that is kept for GPUs from the last one on; that of ``a`` and
+    ``f`` is not for later generations."""
     built = {arch: divmod(int(arch.rstrip("af")), 10) for arch in archs}
     newest = archs[-1]
     if newest[-1].isdigit() and built[newest] <= (major, minor):
