@@ -203,7 +203,7 @@ def test_no_test_at_all_is_a_failure(gpu):
         ("========= Invalid read\n=========     at at::native::g()\n========= ERROR SUMMARY: 1 error", 9, True, "ok"),
         ("========= ERROR SUMMARY: 0 errors", 1, True, "failed"),
         ("========= Error: Device not supported", 1, True, "skipped"),
-        ("========= COMPUTE-SANITIZER", 0, False, "skipped"),
+        ("========= COMPUTE-SANITIZER", 0, False, "cut short"),
         ("Traceback", 1, True, "failed"),
     ],
 )
