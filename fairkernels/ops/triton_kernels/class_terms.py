@@ -2,9 +2,10 @@
 
 From logits and labels come sums by class (of probabilities, of a surrogate's rows, of losses), from these the terms.
 Where a matrix of all pairs of classes fits one program, ``class_terms_small`` makes them: up to 1,024 samples one
-launch each way. Beyond, programs own a class each and samples are ordered by class, ``class_terms_large``: forward an
-order, the sums and, where they are wanted, pairs, spectrum and terms, one launch each but for the spectrum; backward up
-to three. Logits are read once each way, their gradient written once; very long rows are read again, from the cache.
+launch each way. Beyond, programs own a class each and samples are ordered by class, ``class_terms_large``: forward the
+order, the sums and, where they are wanted, pairs, spectrum and terms; backward the gradient and, before it, what it has
+to know of the classes. Logits are read once each way, their gradient written once: of a logit 4 bytes forward and 8
+backward (float64 8 and 16, half 2 and 4); very long rows are read again, from the cache.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ Forward, few samples: one launch, a program for each problem, which reads the lo
 Many samples: one launch whose programs add up a stretch each, one that adds the stretches, one that makes the terms.
 Backward: one launch, one read of the logits and one write of their gradient. Where samples are many and their number by
 class is needed, one more that reads the labels.
+
+Of a logit these are 4 bytes forward and 8 backward (float64 8 and 16, half 2 and 4), of a sample 16 each way, its label
+twice; backward also, from the cache, a row of derivatives of its class and all labels for every tile of rows that needs
+the number of samples by class.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """confusion_counts: how often each class was predicted for each other one.
 
 Two launches, the result's clearing and the count, 16 bytes a sample and 8 bytes a cell. Up to ``MOST_CLASSES`` classes
-a program counts its samples on the chip and adds each cell once; beyond, cells are many and samples seldom meet in one.
+a program counts its samples on the chip and adds each cell once; beyond, cells are many and samples seldom meet in one:
+each is added by itself, 16 bytes more, in the cache.
 What is added are whole numbers: their order changes nothing.
 """
 

@@ -849,11 +849,12 @@ def spectral_norm(
 
     A matrix of at most 128 x 64 entries (float64: 64 x 64, wide ones 64 x 32), sides rounded up to powers of two, stays
     in registers and is read once: 4 bytes an entry (float64 8, half 2); more would spill. A shorter side of at most 64
-    leaves room for a longer one. Others are read once from memory and, five times and once a step, from the cache.
+    leaves room for a longer one. Others are read once from memory and, three times and once a step, from the cache; a
+    start for the other side and a first direction that the matrix maps to 0 cost one read more each.
 
     Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
     the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,
-    12 bytes an entry (float64 24, half 6), for the Gram matrix ceil(S / 64) times (float64: 32) out of the cache; a
+    12 bytes an entry (float64 24, half 6), for the Gram matrix ceil(S / 64) + 1 times (float64: 32) out of the cache; a
     step reads the Gram matrix once, 4 * S * S bytes (float64 8). A start costs, unless the matrix is tall, one launch
     and one read of the matrix more, a Gram matrix of S <= 1024 (float64: 512), which is added up from stretches of the
     long side, perhaps one addition by PyTorch.

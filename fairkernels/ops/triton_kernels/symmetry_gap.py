@@ -288,7 +288,8 @@ class Call:
 def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str) -> Tensor:
     """One launch up to 128 classes (float64: 64), beyond two: one read, 4 bytes an entry (float64 8, half 2).
 
-    Where presence has to be found in the rows, beyond these, one launch and one read more.
+    Beyond, tiles on the diagonal are read twice, the second time from the cache, and where presence has to be found in
+    the rows there is one launch and one read more.
     """
     gap = confusion.new_empty(confusion.shape[:-2])
     if 0 in confusion.shape:
@@ -323,7 +324,8 @@ def symmetry_gap_backward(
 ) -> Tensor:
     """One launch, one read and one write, 8 bytes an entry (float64 16, half 4).
 
-    Where presence has to be found in the rows, beyond 64 classes, one launch and one read more.
+    Beyond 64 classes tiles on the diagonal are read twice, the second time from the cache, and where presence has to be
+    found in the rows there is one launch and one read more.
     """
     out = confusion.new_empty(confusion.shape)
     if out.numel() == 0:
