@@ -36,5 +36,9 @@ def test_no_kernel_is_compiled_again_for_another_batch_size():
     run("--batches")
 
 
+def test_a_step_of_the_attack_moves_16_bytes_at_a_time():
+    run("--wide")
+
+
 def test_the_document_is_up_to_date():
     assert triton_aot.DOCUMENT.read_text() == triton_aot.document(budget.read("triton"))

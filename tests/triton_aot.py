@@ -5,6 +5,7 @@
     python tests/triton_aot.py --all        also all combinations of these, which takes long; only spills are looked at
     python tests/triton_aot.py --write      renews tests/budget.json and docs/triton.md
     python tests/triton_aot.py --batches    whether another batch size compiles a kernel again
+    python tests/triton_aot.py --wide       whether a step of the attack reads and writes 16 bytes at a time
 
 Calls are those of the operator table, as they stand and at further sizes (``triton_calls``); their launches are listed,
 not run, and specialised by Triton itself, as on a GPU. A process of its own: interpreted kernels can not be compiled.
@@ -297,6 +298,36 @@ def repeated(where: str, found: list[Specialisation]) -> Iterator[str]:
             yield f"{where}: {name} has {len(several)} forms over {len(BATCHES)} batch sizes, allowed are {FORMS}"
 
 
+# --- 16 bytes at a time -------------------------------------------------------------------------------------------
+
+WIDE_LOAD, WIDE_STORE = r"ld\.global\S*\.v4\.", r"st\.global\S*\.v4\."
+"""In PTX, of four numbers of 32 bits."""
+
+
+def narrow_accesses() -> Iterator[str]:
+    """What in the whole blocks of ``pgd_step``, linf in float32, is not read or written 16 bytes at a time."""
+    from cases import sample, torch
+    from triton_calls import launches_of, of_size, operator_arguments, without_data
+
+    activate(90)
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    s = of_size("pgd_step", sample("pgd_step", "linf"), (64, 3, 224, 224))
+    for layout, memory_format in layouts.items():
+        with without_data():
+            args = [
+                arg.contiguous(memory_format=memory_format) if torch.is_tensor(arg) and arg.dim() == 4 else arg
+                for arg in operator_arguments("pgd_step", s)
+            ]
+            (step,) = map(specialised, launches_of("pgd_step", tuple(args)))
+        options = dict(step.options)
+        text = step.kernel.warmup(*step.args, grid=(1,), **options).asm["ptx"]
+        for what, pattern, tensors in (("loads", WIDE_LOAD, 3), ("stores", WIDE_STORE, 1)):
+            expected = tensors * options["BLOCK"] // (4 * 32 * options["num_warps"])
+            found = len(re.findall(pattern, text))
+            if found != expected:
+                yield f"{step.name}, {layout}: {found} {what} of 16 bytes in a thread, expected {expected}"
+
+
 # --- the document -------------------------------------------------------------------------------------------------
 
 PROSE = """\
@@ -337,14 +368,15 @@ def document(part: budget.Part) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag in ("--quick", "--all", "--write", "--batches"):
+    for flag in ("--quick", "--all", "--write", "--batches", "--wide"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # what is found there does not tell what it needs
-        found = list(recompilations()) if options.batches else list(check(options))
+        checks = recompilations() if options.batches else narrow_accesses() if options.wide else check(options)
+        found = list(checks)
     print(*found, sep="\n")
     return 1 if found else 0
 
