@@ -41,6 +41,9 @@ BATCHES = (2, 3, 16, 17, 32, 48, 100, 128, 1000, 1024, 4096, 65_536)
 FORMS = 6
 """How many forms (block sizes, numbers of warps) a kernel may take over all these batch sizes."""
 
+TRANSPOSED = 2
+"""How often a form may be compiled where logits lie transposed: for batches that are multiples of 16, and others."""
+
 
 class Driver:
     """What Triton wants to know of a GPU when it compiles."""
@@ -270,7 +273,7 @@ def compile_all(chosen: list[Specialisation], targets: Iterable[int], processes:
 
 def recompilations() -> Iterator[str]:
     """Kernels that are compiled again for another batch size or number of problems although nothing else changed."""
-    from triton_calls import SIZES, WITH_KERNELS, launches_of, of_every_batch, without_data
+    from triton_calls import FEW_AND_MANY, SIZES, WITH_KERNELS, launches_of, of_every_batch, without_data
 
     activate(TARGETS[0])
     with without_data():
@@ -279,17 +282,31 @@ def recompilations() -> Iterator[str]:
                 for sample, several in of_every_batch(name, size, BATCHES):
                     launches = (launch for args in several for launch in launches_of(name, args))
                     yield from repeated(f"{name} {list(size)}, {sample}", distinct(launches))
+                    if size in FEW_AND_MANY[::6] and name != "confusion_counts":
+                        launches = (launch for args in several for launch in launches_of(name, transposed(args)))
+                        yield from repeated(
+                            f"{name} {list(size)}, {sample}, transposed", distinct(launches), TRANSPOSED
+                        )
 
 
-def repeated(where: str, found: list[Specialisation]) -> Iterator[str]:
+def transposed(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Logits whose samples lie side by side: their columns are as far apart as there are samples."""
+    from torch import Tensor
+
+    logits = args[0].shape
+    return tuple(arg.mT.contiguous().mT if isinstance(arg, Tensor) and arg.shape == logits else arg for arg in args)
+
+
+def repeated(where: str, found: list[Specialisation], most: int = 1) -> Iterator[str]:
+    """``most``: how often each form may be compiled."""
     forms: dict[Hashable, list[Specialisation]] = defaultdict(list)
     kernels: dict[str, set[Hashable]] = defaultdict(set)
     for this in found:
         forms[this.form].append(this)
         kernels[this.name].add(this.form)
     for same in forms.values():
-        first, *others = same
-        for other in others:
+        first = same[0]
+        for other in same[most:]:
             pairs = zip(first.parameters, other.parameters, strict=True)
             changed = ", ".join(f"{a.name} {a.type} {a.known!r} / {b.type} {b.known!r}" for a, b in pairs if a != b)
             yield f"{where}: {first.name} is compiled again for another {changed}"
@@ -334,20 +351,26 @@ PROSE = """\
 # Triton kernels
 
 On a GPU every operator that has one runs its Triton kernel, in float64, float32, bfloat16 and float16, with any
-strides. Triton compiles a kernel at its first call: once for each dtype and choice of options, not again for another
-batch size. All results are the same bits every time; `fairkernels.ops.triton_kernels.launch.tuned()` is a scope in
-which other numbers of warps and pipeline stages are tried, for who wants that.
+strides. Triton compiles a kernel at its first call: for each dtype and choice of options in a few forms at most, which
+are those for small and for large problems, not one per batch size. Where logits lie transposed, batches of a multiple
+of 16 samples are a form of their own. All results are the same bits every time;
+`fairkernels.ops.triton_kernels.launch.tuned()` is a scope in which other numbers of warps and pipeline stages are
+tried, for who wants that.
 
 ## How they are proven
 
-- Values, gradients, layouts and edge cases: all tests of the operator table, on Triton's interpreter
-  (`make test`, its second part: `TRITON_INTERPRET=1`, on CPU tensors).
+- Values, gradients, layouts and edge cases: the tests of the operator table, on Triton's interpreter
+  (`TRITON_INTERPRET=1`, on CPU tensors). `make test` runs, in its second part, values and gradients of every sample in
+  float32 and a selection of the others, `make test-all` runs all.
 - `tests/test_triton.py`: launches of a call, no copies of inputs, no result that was not written, nothing that waits
   for the GPU, so that a CUDA graph can capture it.
+- `tests/test_triton_bytes.py`: what a call reads and writes, counted on the interpreter: logits once each way, their
+  gradient once.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
   against `tests/budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
   constant and every type occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
-  The same program makes sure that no kernel is compiled again for another batch size.
+  The same program makes sure that there are few forms of a kernel whatever the batch size, and that whole blocks of
+  `pgd_step` (l∞, float32) are read and written 16 bytes at a time.
 
 ## What they need
 
