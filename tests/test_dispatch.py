@@ -27,7 +27,8 @@ def test_a_cpu_tensor_runs_native():
     assert dispatch.choose("symmetry_loss", "cpu", torch.float32, None) == "native"
     text = fairkernels.explain("symmetry_loss", LOGITS)
     assert text.startswith(
-        "symmetry_loss on cpu float32: native (on cpu the first of native, reference that can run)\n"
+        "symmetry_loss on cpu float32: native (on cpu the first of native, reference that can run: "
+        "triton runs there for tests alone, interpreted)\n"
     )
 
 
@@ -42,14 +43,17 @@ def test_a_gpu_tensor_runs_triton_where_there_is_a_kernel(name):
     if "triton" not in OPERATORS[name].kernels:
         why_not = f"there is no triton kernel of {name} yet"
     choice = "triton" if why_not is None else "reference"
-    order = "on cuda the first of triton, native, reference that can run"
+    order = "on cuda the first of triton, native, reference that can run: this order was not measured on a GPU yet"
     assert text.startswith(f"{name} on cuda {dtype}: {choice} ({order})\n")
     assert f"  triton     {'can run' if why_not is None else 'can not run: ' + why_not}\n" in text
 
 
 def test_other_devices_run_the_reference():
     text = fairkernels.explain("symmetry_loss", torch.empty(3, 3, device="meta"))
-    assert text.startswith("symmetry_loss on meta float32: reference (on meta the first of reference that can run)\n")
+    assert text.startswith(
+        "symmetry_loss on meta float32: reference (on meta the first of reference that can run: "
+        "there are no kernels for such tensors)\n"
+    )
 
 
 @compiled_triton

@@ -367,7 +367,7 @@ def test_cpu_tensors_have_a_reason(name):
     "first", [backend for backend in ("native", "reference") if backend in [*COMPILED, "reference"]]
 )
 def test_backward_on_triton_after_a_forward_elsewhere(name, first, monkeypatch):
-    monkeypatch.setitem(dispatch.PREFERRED, "cpu", (first,))
+    monkeypatch.setitem(dispatch.PREFERRED, "cpu", dispatch.Preference((first,), "for this test"))
     dispatch.choose.cache_clear()
     s = samples(name)[0]
     leaf = s.args[0].clone().requires_grad_()

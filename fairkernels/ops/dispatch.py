@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,21 @@ Backend = Literal["native", "triton", "reference"]
 
 BACKENDS: tuple[Backend, ...] = ("native", "triton", "reference")
 
-PREFERRED: dict[str, tuple[Backend, ...]] = {
-    "cpu": ("native", "reference"),  # triton runs there for tests alone, interpreted
-    "cuda": ("triton", "native", "reference"),  # until both were measured on a GPU
+
+class Preference(NamedTuple):
+    """In which order backends are tried, and why in this."""
+
+    order: tuple[Backend, ...]
+    why: str
+
+
+PREFERRED: dict[str, Preference] = {
+    "cpu": Preference(("native", "reference"), "triton runs there for tests alone, interpreted"),
+    "cuda": Preference(("triton", "native", "reference"), "this order was not measured on a GPU yet"),
 }
-"""In which order backends are tried, by the kind of device; on others only the reference runs."""
+"""By the kind of device."""
+
+OTHERWISE = Preference(("reference",), "there are no kernels for such tensors")
 
 _environment: str | None = os.environ.get("FAIRKERNELS_BACKEND") or None
 _scopes: list[list[str | None]] = []  # those that are open, of all threads; each is one list of its own
@@ -86,8 +96,8 @@ def can_run(backend: str, operator: Operator, device: str, dtype: torch.dtype) -
     return None
 
 
-def preferred(device: str) -> tuple[Backend, ...]:
-    return PREFERRED.get(device, ("reference",))
+def preferred(device: str) -> Preference:
+    return PREFERRED.get(device, OTHERWISE)
 
 
 @cache
@@ -96,7 +106,7 @@ def choose(name: str, device: str, dtype: torch.dtype, forced: str | None) -> Ba
     check_backend(forced)
     operator = OPERATORS[name]
     if forced is None:
-        return next(backend for backend in preferred(device) if can_run(backend, operator, device, dtype) is None)
+        return next(backend for backend in preferred(device).order if can_run(backend, operator, device, dtype) is None)
     reason = can_run(forced, operator, device, dtype)
     if reason is not None:
         raise RuntimeError(f"backend {forced!r} was asked for {name}, but {reason}")
@@ -134,7 +144,8 @@ def explain(op: str | Callable[..., Any], *tensors: Tensor) -> str:
         choice: str = choose(name, device, dtype, forced)
     except RuntimeError as error:
         choice = f"nothing: {error}"
-    by = f"forced: {forced}" if forced else f"on {device} the first of {', '.join(preferred(device))} that can run"
+    order, why = preferred(device)
+    by = f"forced: {forced}" if forced else f"on {device} the first of {', '.join(order)} that can run: {why}"
     return "\n".join([f"{name} on {device} {str(dtype).removeprefix('torch.')}: {choice} ({by})", *lines])
 
 
