@@ -28,7 +28,9 @@ def of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
         rates, counts = make.uniform(3, 131, 131), make.classes(3, 131, count=3).to(make.dtype)
         yield Sample("many classes", (rates,))
         yield Sample("many classes, counts", (rates, counts), {"reduction": "mean"})
+        yield Sample("problems, counts", (rates[:, :9, :9], counts[:, :9]))
     elif name == "spectral_norm":
+        yield Sample("in the cache", (make.uniform(3, 100, 90),))
         yield Sample("large", (make.uniform(3, 140, 131),))
         yield Sample("large, signed", (make.normal(3, 131, 140),))
         yield Sample("large, power", (make.uniform(3, 140, 131),), {"method": "power", "iters": 40})
@@ -51,7 +53,7 @@ def batches_of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
         "many classes": (make.normal(3, 70, 131), make.classes(3, 70, count=131)),
         "few of many classes": (make.normal(3, 9, 131), make.classes(3, 9, count=131)),
         "fewer samples than classes": (make.normal(3, 4, 7), make.classes(3, 4, count=7)),
-        "many samples": (make.normal(2, 1100, 5), make.classes(2, 1100, count=5)),
+        "many samples": (make.normal(3, 1100, 5), make.classes(3, 1100, count=5)),
     }
     for label, batch in batches.items():
         for s in plain_options(name, make.dtype):
@@ -59,7 +61,7 @@ def batches_of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
     if name == "fair_cross_entropy":
         options = {"weight": make.uniform(3, 131), "label_smoothing": 0.1}
         yield Sample("weights, smoothing, many classes", batches["many classes"], options)
-        options = {"weight": make.uniform(2, 5), "label_smoothing": 0.1}
+        options = {"weight": make.uniform(3, 5), "label_smoothing": 0.1}
         yield Sample("weights, smoothing, many samples", batches["many samples"], options)
     if name == "symmetry_loss":
         yield Sample("parts of classes", (make.normal(4300, 67), make.classes(4300, count=67)))

@@ -303,17 +303,6 @@ TAILS = {
 }
 """Blocks, and of what they are blocks."""
 
-WANTING = {
-    "class_gradient.gradient_by_logits, DIRECT, WIDE",  # long rows, no fewer samples than classes
-    "class_order.count_classes",  # too many classes for the chip
-    "class_terms_large.terms_of_sums, DIRECT",  # three problems
-    "class_terms_small.class_terms, sums_in",  # three problems
-    "spectral_norm.spectral_norm_in_cache",  # three problems
-    "symmetry_gap.symmetry_gap_whole",  # three problems with counts
-    "symmetry_gap.symmetry_gap_whole_gradient",
-}
-"""Forms of which no call below has as many programs, and what would have."""
-
 
 @on_the_host
 def test_every_kernel_is_tested_with_several_programs_and_ragged_tails():
@@ -326,7 +315,7 @@ def test_every_kernel_is_tested_with_several_programs_and_ragged_tails():
         for this in launches_in_tests():
             if prod(this.grid) >= 3 and is_ragged(this):
                 good.add(form_of(this))
-    assert every - good == WANTING
+    assert every - good == set()
 
 
 def launches_in_tests():
@@ -346,9 +335,11 @@ def launches_in_tests():
         patch.object(class_terms, "fits_one_program", lambda *_: False),
         patch.object(class_rates, "LONGEST_ROW", short),
     ):
-        for (name, options), shape in product(CALLS, ("few classes present", "problems")):
+        for (name, options), shape in product(CALLS, ("few classes present", "problems", "more samples than classes")):
             for s in cases_of(name, options, shape, torch.float32):
                 yield from launches_of(name, operator_arguments(name, s))
+                with patch.object(class_order, "MOST_BINS", 4), patch.object(class_order, "MOST_COUNTED", -1):
+                    yield from launches_of(name, operator_arguments(name, s))
 
 
 def named_arguments(this):

@@ -76,7 +76,7 @@ square."""
 
 SHAPES = {
     "fewer samples than classes": (9, 150),
-    "more samples than classes": (40, 19),
+    "more samples than classes": (40, 19, 3),
     "few classes present": (11, 23),
     "problems": (5, 17, 2),
 }
@@ -136,11 +136,25 @@ def test_many_classes_are_no_less_accurate_than_plain_pytorch(name, options, sha
         check(name, s)
 
 
-@pytest.mark.parametrize("shape", ["few classes present", pytest.param("problems", marks=pytest.mark.slow)])
+LONG = (
+    "few classes present",
+    *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("problems", "more samples than classes")),
+)
+
+
+@pytest.mark.parametrize("shape", LONG)
 @pytest.mark.parametrize(("name", "options"), CALLS, ids=IDS)
 def test_long_rows_are_no_less_accurate_than_plain_pytorch(name, options, shape, pieces):
     for s in cases_of(name, options, shape, torch.float32):
         check(name, s)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), CALLS, ids=IDS)
+def test_more_classes_than_are_counted_on_the_chip(name, options):
+    with patch.object(class_order, "MOST_BINS", 4), patch.object(class_order, "MOST_COUNTED", -1):
+        for s in cases_of(name, options, "more samples than classes", torch.float32):
+            check(name, s)
 
 
 @pytest.mark.parametrize(("name", "options"), CALLS[1::4], ids=IDS[1::4])
