@@ -157,7 +157,7 @@ def test_more_classes_than_are_counted_on_the_chip(name, options):
             check(name, s)
 
 
-@pytest.mark.parametrize(("name", "options"), CALLS[1::4], ids=IDS[1::4])
+@pytest.mark.parametrize(("name", "options"), [*CALLS[1::4], CALLS[-1]], ids=[*IDS[1::4], IDS[-1]])
 def test_classes_of_many_samples_are_divided(name, options):
     make = Maker()
     labels = torch.where(make.classes(2, 19, count=4) == 0, 3, make.every_class(19, 5))  # parts of any length, also 0
