@@ -76,7 +76,7 @@ square."""
 
 SHAPES = {
     "fewer samples than classes": (9, 150),
-    "more samples than classes": (40, 19, 3),
+    "more samples than classes": (20, 17, 3),
     "few classes present": (11, 23),
     "problems": (5, 17, 2),
 }
