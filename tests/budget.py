@@ -30,8 +30,11 @@ class Need:
     spills: int
 
 
-Needs = dict[tuple[str, str, int], "Need | str"]
-"""By kernel, specialisation and target; of what does not compile the reason."""
+Key = tuple[str, str, int]
+"""Kernel, specialisation and target."""
+
+Needs = dict[Key, "Need | str"]
+"""Of what does not compile the reason."""
 
 Part = dict[str, Any]
 """``version`` of the compiler, and ``kernels``: by name, specialisation and target."""

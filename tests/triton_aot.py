@@ -258,14 +258,20 @@ def reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def compile_all(chosen: list[Specialisation], targets: Iterable[int], processes: int) -> budget.Needs:
+def compile_all(
+    chosen: list[Specialisation], targets: Iterable[int], processes: int
+) -> Iterator[tuple[budget.Key, budget.Need | str]]:
+    from rich.console import Console
+    from rich.progress import track
     from triton import knobs
 
     knobs.nvidia.dump_ptxas_log = True
     _jobs[:] = [(this, target) for this in chosen for target in targets]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         needs = pool.map(compile_job, range(len(_jobs)))
-        return {(this.name, str(this), target): need for (this, target), need in zip(_jobs, needs, strict=True)}
+        followed = track(needs, "compiling", total=len(_jobs), console=Console(stderr=True))
+        for (this, target), need in zip(_jobs, followed, strict=True):
+            yield (this.name, str(this), target), need
 
 
 # --- another batch size -------------------------------------------------------------------------------------------
@@ -399,8 +405,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # what is found there does not tell what it needs
         checks = recompilations() if options.batches else narrow_accesses() if options.wide else check(options)
-        found = list(checks)
-    print(*found, sep="\n")
+        found = []
+        for complaint in checks:
+            print(complaint, flush=True)  # at once: there may be hours to go
+            found.append(complaint)
     return 1 if found else 0
 
 
@@ -415,12 +423,13 @@ def check(options: argparse.Namespace) -> Iterator[str]:
     else:
         chosen = every if options.all else covering(every)
     targets = (90,) if options.quick else TARGETS
-    needs = compile_all(chosen, targets, options.processes)
+    against = None if options.all or options.write else written
+    needs: budget.Needs = {}
+    for key, need in compile_all(chosen, targets, options.processes):
+        needs[key] = need
+        yield from budget.complaints({key: need}, against, triton.__version__)
     took = time.perf_counter() - start
     print(f"{len(chosen)} of {len(every)} specialisations for {len(targets)} targets, {took:.0f} s", file=sys.stderr)
-
-    against = None if options.all or options.write else written
-    yield from budget.complaints(needs, against, triton.__version__)
     if against is not None and not options.quick:
         yield from budget.stale(needs, against)
     if options.write:
