@@ -41,7 +41,8 @@ MINUTES = 8.6
 SUITE = ("test_forward.py", "test_gradients.py", "test_torch_contract.py", "test_meaning.py", "test_spectral.py")
 """Tests that run on tensors of either device."""
 
-CAPTURED = "test_attacks_hygiene.py::test_a_captured_loop_is_the_loop"
+GPU_TESTS = ("test_gpu.py", "test_larger.py", "test_attacks_hygiene.py::test_a_captured_loop_is_the_loop")
+"""Tests that need a GPU, or are for one; a dry run takes the first."""
 
 GRACE = 15.0
 """Seconds in which a process may end by itself behind its deadline."""
@@ -299,7 +300,7 @@ def suite(run: Run, until: float) -> dict[str, Any]:
 
 def gpu_tests(run: Run, until: float) -> dict[str, Any]:
     chosen = ["-k", "twenty and pgd_step"] if run.dry else ["-k", "not beyond_32_bits"]
-    files = [str(TESTS / name) for name in ("test_gpu.py", *([] if run.dry else ("test_larger.py", CAPTURED)))]
+    files = [str(TESTS / name) for name in GPU_TESTS[: 1 if run.dry else None]]
     return run_tests(run, "gpu", until, 1 if run.dry else 6, *files, *chosen)
 
 

@@ -191,6 +191,13 @@ def test_a_nan_among_many_samples_is_not_lost(backend):
     assert rates.isnan().all(1).tolist() == (torch.arange(3) == labels[700]).tolist()
 
 
+def skip_where_many_classes_take_long(backend):
+    if backend == "reference":
+        pytest.skip("takes K x K numbers")
+    if backend == "triton" and not ON_GPU:
+        pytest.skip("takes minutes on Triton's interpreter")
+
+
 @pytest.mark.parametrize("absent", ["ignore", "zero"])
 @pytest.mark.parametrize(
     ("samples", "classes"),
@@ -198,8 +205,7 @@ def test_a_nan_among_many_samples_is_not_lost(backend):
 )
 def test_symmetry_loss_of_few_of_many_classes(samples, classes, absent, backend):
     """More than what a block of a GPU marks in its shared memory; two problems, in which other classes occur."""
-    if backend == "reference" or (backend == "triton" and not ON_GPU):
-        pytest.skip("takes K x K numbers" if backend == "reference" else "takes minutes interpreted")
+    skip_where_many_classes_take_long(backend)
     occurs = torch.tensor([[0, classes // 3, classes - 1], [1, classes // 2, classes - 3]])
     place = torch.arange(samples) % 3
     logits = torch.randn(2, samples, classes)
@@ -412,8 +418,7 @@ def test_without_fairness_it_is_cross_entropy(samples, reduction, smoothing, wei
 
 
 def test_fair_cross_entropy_of_many_weighted_classes(backend):
-    if backend == "reference" or (backend == "triton" and not ON_GPU):
-        pytest.skip("takes K x K numbers" if backend == "reference" else "takes minutes interpreted")
+    skip_where_many_classes_take_long(backend)
     logits, labels = batch(5, 30_000, dtype=torch.float32)
     options = {"label_smoothing": 0.2, "weight": torch.rand(30_000)}
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()

@@ -357,10 +357,9 @@ def form_of(this):
 
 def is_ragged(this):
     """Whether one of its sizes is no multiple of its block."""
-    found = named_arguments(this)
-    blocks = {block: sizes for block, sizes in TAILS.items() if type(found.get(block)) is int}
-    sizes = ((found[size], found[block]) for block, sizes in blocks.items() for size in sizes if size in found)
-    return any(type(size) is int and size % block for size, block in sizes)
+    found = {name: value for name, value in named_arguments(this).items() if type(value) is int}
+    pairs = ((size, block) for block, sizes in TAILS.items() for size in sizes if {size, block} <= found.keys())
+    return any(found[size] % found[block] for size, block in pairs)
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

@@ -55,16 +55,15 @@ inline int64_t class_countings(const ClassTask& task) {
 }
 
 // Memory between the launches.
-struct GradientWorkspace {
+struct GradientWorkspace : Workspace {
   double* weights;  // [problems, parts], sums of those of samples
   int32_t* counts;  // [problems, K], samples of each class
   unsigned* sets;   // of the classes that occur, where blocks do not make them
-  int64_t bytes = 0;
 
-  FK_HOST_DEVICE GradientWorkspace(const ClassTask& task, int64_t parts, int64_t countings) {
-    weights = take<double>(task.workspace, task.problems * parts, bytes);
-    counts = take<int32_t>(task.workspace, countings > 0 ? task.problems * task.classes : 0, bytes);
-    sets = take<unsigned>(task.workspace, is_compact(task) ? words_of_sets(task) : 0, bytes);
+  FK_HOST_DEVICE GradientWorkspace(const ClassTask& task, int64_t parts, int64_t countings) : Workspace{task.workspace} {
+    weights = take<double>(task.problems * parts);
+    counts = take<int32_t>(countings > 0 ? task.problems * task.classes : 0);
+    sets = take<unsigned>(is_compact(task) ? words_of_sets(task) : 0);
   }
 };
 
@@ -86,13 +85,13 @@ FK_DEVICE double sum_of_weights(const ClassTask& task, const ClassSamples& sampl
 }
 
 template <typename Real>
-FK_KERNEL(kWeightThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, int64_t parts) {
+FK_KERNEL(kWeightThreads) class_weight_sums(FK_CONSTANT(ClassTask) task, double* weights, int64_t parts) {
   const int64_t problem = device::block() / parts;
   const int64_t part = device::block() - problem * parts;
   const ClassSamples samples(task, problem);
   const double sum = sum_of_weights<Real>(task, samples, task.samples * part / parts, task.samples * (part + 1) / parts);
   if (device::thread() == 0) {
-    static_cast<double*>(task.workspace)[device::block()] = sum;
+    weights[device::block()] = sum;
   }
 }
 
@@ -134,7 +133,8 @@ struct ProblemSlopes {
   Real entropy = 0;       // what a sample's loss is multiplied by, but for its class weight
   Real all_weights = 0;   // of the classes, with label smoothing
 
-  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples& samples_of, int64_t problem, int64_t parts)
+  FK_DEVICE ProblemSlopes(const ClassTask& task, const ClassSamples& samples_of, int64_t problem, const double* weights,
+                          int64_t parts)
       : grad(task.grad.data != nullptr ? offset_of(task.grad.at, problem) : 0),
         width(task.ignores_absent && task.samples < task.classes ? task.samples : task.classes),
         counts(static_cast<const Real*>(task.counts) + (task.counts != nullptr ? problem * task.classes : 0)),
@@ -151,10 +151,10 @@ struct ProblemSlopes {
       all_counts = block_sum(sum);
     }
     if (divides_here(task) && task.surrogate == Surrogate::kl_all) {
-      samples = all_weights_of(task, samples_of, problem, parts);
+      samples = all_weights_of(task, samples_of, weights + problem * parts, parts);
     }
     if (task.ce_weight != 0 && task.wants_cross_entropy) {
-      const double divisor = task.mean_of_samples ? all_weights_of(task, samples_of, problem, parts) : 1;
+      const double divisor = task.mean_of_samples ? all_weights_of(task, samples_of, weights + problem * parts, parts) : 1;
       entropy = static_cast<Real>(task.ce_weight / divisor);
       if (task.label_smoothing != 0) {
         all_weights = sum_of_class_weights<Real>(task, samples_of);
@@ -163,14 +163,14 @@ struct ProblemSlopes {
   }
 
  private:
-  static FK_DEVICE double all_weights_of(const ClassTask& task, const ClassSamples& samples, int64_t problem,
+  static FK_DEVICE double all_weights_of(const ClassTask& task, const ClassSamples& samples, const double* weights,
                                          int64_t parts) {
     if (parts == 0) {
       return sum_of_weights<Real>(task, samples, 0, task.samples);
     }
     double sum = 0;
     for (int64_t part = device::thread(); part < parts; part += device::threads()) {
-      sum += static_cast<const double*>(task.workspace)[problem * parts + part];
+      sum += weights[part];
     }
     return block_sum(sum);
   }
@@ -455,8 +455,8 @@ class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   const int64_t begin = (device::block() - problem * shape.blocks) * shape.rows;
   const int64_t end = begin + shape.rows < task.samples ? begin + shape.rows : task.samples;
   const ClassSamples samples(task, problem);
-  const ProblemSlopes<Real> common(task, samples, problem, shape.parts);
   const GradientWorkspace workspace(task, shape.parts, shape.countings);
+  const ProblemSlopes<Real> common(task, samples, problem, workspace.weights, shape.parts);
   Real* staged = device::shared_memory<Real>();
   unsigned* shared = reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task));
   const ClassSet set = is_compact(task) ? ClassSet(task, samples, problem, workspace.sets, shared) : ClassSet();
@@ -538,32 +538,31 @@ int launch_class_gradient_with(const ClassTask& task, void* stream) {
   const int64_t turns = is_compact(task) || divides_by_samples(task) ? 4 : 1;
   const int64_t rows = teams * turns;
   const GradientShape shape{(task.samples + rows - 1) / rows, rows, sample_parts(task), class_countings(task)};
-  const GradientWorkspace workspace(task, shape.parts, shape.countings);
-  int error = 0;
-  if (shape.countings > 0) {
-    const device::Grid grid{task.problems * shape.countings, kCountThreads};
-    error = device::launch(class_counts, grid, stream, task, workspace.counts, shape.countings);
-  }
-  if (error == 0 && is_compact(task)) {
-    error = launch_class_sets(task, workspace.sets, stream);
-  }
-  if (error != 0) {
-    return error;
-  }
   const size_t set = is_compact(task) ? set_bytes_in_block(task) : 0;
   const size_t bytes = staged_columns<Layout>(task) * sizeof(typename Layout::Real) + set;
   const device::Grid grid{task.problems * shape.blocks, Layout::kBlockThreads, bytes};
   return device::launch(class_gradient<Layout, kPieces, kCharges>, grid, stream, task, shape);
 }
 
+// What has to be known of all labels.
+template <typename Real>
+int launch_before_gradient(const ClassTask& task, void* stream) {
+  const int64_t parts = sample_parts(task);
+  const int64_t countings = class_countings(task);
+  const GradientWorkspace workspace(task, parts, countings);
+  const device::Grid of_weights{task.problems * parts, kWeightThreads};
+  const device::Grid of_counts{task.problems * countings, kCountThreads};
+  int error = device::launch(class_weight_sums<Real>, of_weights, stream, task, workspace.weights, parts);
+  if (error == 0) {
+    error = device::launch(class_counts, of_counts, stream, task, workspace.counts, countings);
+  }
+  return error == 0 && is_compact(task) ? launch_class_sets(task, workspace.sets, stream) : error;
+}
+
 template <typename Real>
 int launch_class_gradient(const ClassTask& task, void* stream) {
-  const int64_t parts = sample_parts(task);
-  if (parts > 0) {
-    const int error = device::launch(class_weight_sums<Real>, {task.problems * parts, kWeightThreads}, stream, task, parts);
-    if (error != 0) {
-      return error;
-    }
+  if (const int error = launch_before_gradient<Real>(task, stream); error != 0) {
+    return error;
   }
   const bool charges = has_charges(task) && task.spec_weight != 0;
   return with_layout<Real, 8>(task.classes, [&](auto layout, auto pieces) {

@@ -14,7 +14,12 @@ constexpr int kMostInBlock = 8192;      // classes whose words a warp of the blo
 constexpr int kSetThreads = 1024;
 
 FK_HOST_DEVICE inline int class_words(int classes) {
-  return static_cast<int>((static_cast<int64_t>(classes) + device::kWarp - 1) / device::kWarp);
+  return (classes + device::kWarp - 1) / device::kWarp;
+}
+
+// Of a set: the bits, and how many classes come before those of each word.
+FK_HOST_DEVICE inline int64_t words_of_set(const ClassTask& task) {
+  return 2 * class_words(task.classes);
 }
 
 // Whether a launch before makes the sets.
@@ -24,12 +29,12 @@ FK_HOST_DEVICE inline bool makes_sets_before(const ClassTask& task) {
 
 // In global memory, for the sets of all problems.
 FK_HOST_DEVICE inline int64_t words_of_sets(const ClassTask& task) {
-  return makes_sets_before(task) ? task.problems * 2 * class_words(task.classes) : 0;
+  return makes_sets_before(task) ? task.problems * words_of_set(task) : 0;
 }
 
 // In shared memory, for one.
 inline size_t set_bytes_in_block(const ClassTask& task) {
-  return makes_sets_before(task) ? 0 : 2 * 4 * static_cast<size_t>(class_words(task.classes));
+  return makes_sets_before(task) ? 0 : words_of_set(task) * sizeof(unsigned);
 }
 
 class ClassSet {
@@ -42,7 +47,7 @@ class ClassSet {
   // That of a problem: it lies in `sets`, or comes to lie in shared memory.
   FK_DEVICE ClassSet(const ClassTask& task, const ClassSamples& samples, int64_t problem, unsigned* sets,
                      unsigned* shared)
-      : ClassSet(task, makes_sets_before(task) ? sets + problem * 2 * class_words(task.classes) : shared) {
+      : ClassSet(task, makes_sets_before(task) ? sets + problem * words_of_set(task) : shared) {
     if (!makes_sets_before(task)) {
       make(task, samples);
     }
@@ -119,7 +124,7 @@ class ClassSet {
 template <int kThreads>
 FK_KERNEL(kThreads) class_sets(FK_CONSTANT(ClassTask) task, unsigned* sets) {
   const int64_t problem = device::block();
-  ClassSet(task, sets + problem * 2 * class_words(task.classes)).make(task, ClassSamples(task, problem));
+  ClassSet(task, sets + problem * words_of_set(task)).make(task, ClassSamples(task, problem));
 }
 
 // Where blocks do not make them.

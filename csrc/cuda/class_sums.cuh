@@ -60,7 +60,7 @@ FK_HOST_DEVICE inline int sum_kinds(const ClassTask& task) {
 
 // Memory between the launches.
 template <typename Real>
-struct SumWorkspace {
+struct SumWorkspace : Workspace {
   double* losses;     // [problems, slots]
   double* divisors;   // [problems, slots]
   double* penalties;  // [problems, pair_blocks]
@@ -74,36 +74,29 @@ struct SumWorkspace {
   Real* numbers;  // [problems, B, kRowNumbers]
   Real* part_sums;  // [problems, most_divided, 1 or 2, K], the second of charges
   unsigned* sets;   // of the classes that occur, where blocks do not make them
-  int64_t bytes = 0;
 
-  FK_HOST_DEVICE SumWorkspace(const ClassTask& task, const SumShape& shape) {
-    losses = take<double>(task, task.problems * shape.slots);
-    divisors = take<double>(task, task.problems * shape.slots);
-    penalties = take<double>(task, task.problems * shape.pair_blocks);
-    sizes = take<double>(task, task.problems * shape.slots);
+  FK_HOST_DEVICE SumWorkspace(const ClassTask& task, const SumShape& shape) : Workspace{task.workspace} {
+    losses = take<double>(task.problems * shape.slots);
+    divisors = take<double>(task.problems * shape.slots);
+    penalties = take<double>(task.problems * shape.pair_blocks);
+    sizes = take<double>(task.problems * shape.slots);
     const int64_t divided = shape.divided ? task.problems * most_divided(task) : 0;
-    part_numbers = take<double>(task, 2 * divided);
+    part_numbers = take<double>(2 * divided);
     const int64_t ordered = shape.ordered ? task.problems : 0;
-    tables.weights = take<double>(task, ordered * order_chunks(task));
-    tables.order = take<int64_t>(task, ordered * task.samples);
-    tables.starts = take<int64_t>(task, ordered * (task.classes + 1));
-    tables.parts = take<int64_t>(task, ordered * (task.classes + 1));
-    counts = take<Real>(task, task.problems * shape.rows);
+    tables.weights = take<double>(ordered * order_chunks(task));
+    tables.order = take<int64_t>(ordered * task.samples);
+    tables.starts = take<int64_t>(ordered * (task.classes + 1));
+    tables.parts = take<int64_t>(ordered * (task.classes + 1));
+    counts = take<Real>(task.problems * shape.rows);
     const int64_t spectral = task.wants_spectral ? task.problems : 0;
-    matrix = take<Real>(task, spectral * shape.rows * task.classes);
-    sigma = take<Real>(task, spectral);
-    left = take<Real>(task, spectral * shape.rows);
-    numbers = take<Real>(task, shape.pieces > 1 ? task.problems * task.samples * kRowNumbers : 0);
-    part_sums = take<Real>(task, divided * sum_kinds(task) * task.classes);
-    tables.ranks = take<int32_t>(task, ordered * task.samples);
-    tables.counts = take<int32_t>(task, ordered * order_chunks(task) * task.classes);
-    sets = take<unsigned>(task, shape.compact ? words_of_sets(task) : 0);
-  }
-
- private:
-  template <typename Number>
-  FK_HOST_DEVICE Number* take(const ClassTask& task, int64_t count) {
-    return fairkernels::take<Number>(task.workspace, count, bytes);
+    matrix = take<Real>(spectral * shape.rows * task.classes);
+    sigma = take<Real>(spectral);
+    left = take<Real>(spectral * shape.rows);
+    numbers = take<Real>(shape.pieces > 1 ? task.problems * task.samples * kRowNumbers : 0);
+    part_sums = take<Real>(divided * sum_kinds(task) * task.classes);
+    tables.ranks = take<int32_t>(ordered * task.samples);
+    tables.counts = take<int32_t>(ordered * order_chunks(task) * task.classes);
+    sets = take<unsigned>(shape.compact ? words_of_sets(task) : 0);
   }
 };
 

@@ -18,12 +18,17 @@ FK_DEVICE int64_t offset_of(const Problems& problems, int64_t problem) {
   return offset + problem * problems.strides[0];
 }
 
-// The next so many numbers of a memory of which `bytes` are taken. The memory may be null, to learn how much is needed.
-template <typename Number>
-FK_HOST_DEVICE Number* take(void* memory, int64_t count, int64_t& bytes) {
-  Number* taken = reinterpret_cast<Number*>(reinterpret_cast<uintptr_t>(memory) + bytes);
-  bytes += count * static_cast<int64_t>(sizeof(Number));
-  return taken;
-}
+// Memory that is handed out piece by piece. There may be none yet, to learn how much is needed.
+struct Workspace {
+  void* memory;
+  int64_t bytes = 0;  // that have been handed out
+
+  template <typename Number>
+  FK_HOST_DEVICE Number* take(int64_t count) {
+    Number* taken = reinterpret_cast<Number*>(reinterpret_cast<uintptr_t>(memory) + bytes);
+    bytes += count * static_cast<int64_t>(sizeof(Number));
+    return taken;
+  }
+};
 
 }  // namespace fairkernels

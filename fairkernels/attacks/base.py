@@ -195,6 +195,7 @@ class Attack:
         return problem.x
 
     def step(self, problem: Problem) -> Step:
+        """How the loop moves; every subclass has its own."""
         raise NotImplementedError
 
     def raised(self, problem: Problem) -> losses.Loss:
