@@ -455,8 +455,9 @@ class_gradient(FK_CONSTANT(ClassTask) task, GradientShape shape) {
   const int64_t begin = (device::block() - problem * shape.blocks) * shape.rows;
   const int64_t end = begin + shape.rows < task.samples ? begin + shape.rows : task.samples;
   const ClassSamples samples(task, problem);
+  const double* weights = GradientWorkspace(task, shape.parts, shape.countings).weights;  // the others take registers
+  const ProblemSlopes<Real> common(task, samples, problem, weights, shape.parts);
   const GradientWorkspace workspace(task, shape.parts, shape.countings);
-  const ProblemSlopes<Real> common(task, samples, problem, workspace.weights, shape.parts);
   Real* staged = device::shared_memory<Real>();
   unsigned* shared = reinterpret_cast<unsigned*>(staged + staged_columns<Layout>(task));
   const ClassSet set = is_compact(task) ? ClassSet(task, samples, problem, workspace.sets, shared) : ClassSet();
