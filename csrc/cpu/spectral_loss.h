@@ -243,7 +243,7 @@ Rival<Real> rival_of(const Real* logits, Real top, const Real* exps, double othe
 template <typename Real>
 Rival<Real> find_rival(const Real* logits, int64_t classes, int64_t label, Real margin, Real* exps) {
   const Real top = largest_of_others(logits, label, classes);
-  if (logits[label] > margin + top) {
+  if (is_ahead(logits[label], margin + top)) {
     return {-1, 0, nullptr, 0, 0};
   }
   std::copy_n(logits, classes, exps);

@@ -66,7 +66,7 @@ FK_DEVICE Rival<typename Layout::Real> find_rival(const ClassTask& task, int64_t
   rival.others = Members::sum(rival.others);
   const Real ahead = rival.highest - own + margin;
   rival.all = rival.others + std::exp(-ahead);
-  if (own > margin + rival.highest || rival.place >= task.classes) {
+  if (is_ahead(own, margin + rival.highest) || rival.place >= task.classes) {
     rival.place = -1;
   } else {
     rival.charge = ahead + std::log(rival.all);
@@ -94,7 +94,7 @@ FK_DEVICE Real gate_of(const ClassTask& task, Real z, Real own) {
 // change.
 template <typename Real>
 FK_DEVICE bool is_hit(const ClassTask& task, const ChargeRow<Real>& row, Real z, Real exp) {
-  return task.margin == 0 ? !(row.own > z) : !(row.own_exp > static_cast<Real>(task.margin) * row.total + exp);
+  return task.margin == 0 ? !is_ahead(row.own, z) : !(row.own_exp > static_cast<Real>(task.margin) * row.total + exp);
 }
 
 template <typename Real>

@@ -55,8 +55,8 @@ class Maker:
         return torch.tensor(values, device=self.device)
 
 
-def with_rows(values: Tensor, rows: tuple[int, ...], content: float) -> Tensor:
-    """A copy whose rows are filled with one value."""
+def with_rows(values: Tensor, rows: tuple[int, ...], content: float | Tensor) -> Tensor:
+    """A copy with other rows, filled with one value or all of them this row."""
     values = values.clone()
     values[..., list(rows), :] = content
     return values
@@ -130,7 +130,10 @@ def classifier_batches(make: Maker, longest: int = 600) -> Iterator[Sample]:
         smooth=False,
     )
     for name, value in (("infinite", torch.inf), ("impossible", -torch.inf)):
-        yield Sample(f"{name} row", (with_rows(make.normal(8, 6), (2,), value), make.classes(8, count=6)), smooth=False)
+        logits, labels = make.normal(8, 6), make.classes(8, count=6)
+        yield Sample(f"{name} row", (with_rows(logits, (2,), value), labels), smooth=False)
+        row = torch.where(torch.arange(6, device=labels.device) == labels[2], value, logits[2])
+        yield Sample(f"{name} logit of the class", (with_rows(logits, (2,), row), labels), smooth=False)
 
 
 def weighted(make: Maker) -> Iterator[Sample]:

@@ -11,13 +11,14 @@ def surrogate_rows(logits: Tensor, true: Tensor, surrogate: str, margin: float) 
     """``[..., B, K]``: what sample b adds to row ``y_b`` of the matrix; ``true`` is its label, one-hot."""
     scores = torch.log_softmax(logits, -1)
     own = torch.where(true, logits, 0).sum(-1, keepdim=True)
+    no_charge = 0 * own  # NaN with an infinite logit, whose softmax is none
 
     if surrogate == "soft":
         return torch.where(true, 0, scores.exp())
 
     if surrogate == "gated":  # the gate weighs errors, it is not what is trained
-        gate = torch.sigmoid(margin + logits - own).detach()
-        return torch.where(true, 0, gate * scores.exp())
+        gate = torch.where(true, 0, torch.sigmoid(margin + logits - own)).detach()
+        return gate * scores.exp()
 
     if surrogate == "kl-all":  # every class within the margin is charged; at margin 0 logits decide, not rounded rates
         if margin == 0:
@@ -26,7 +27,7 @@ def surrogate_rows(logits: Tensor, true: Tensor, surrogate: str, margin: float) 
             rates = scores.exp()
             hit = ~(torch.where(true, rates, 0).sum(-1, keepdim=True) > margin + rates)
         loss = -torch.where(true, scores, 0).sum(-1, keepdim=True)
-        return torch.where(hit & ~true, loss, 0)
+        return torch.where(hit & ~true, loss, no_charge)
 
     rival = torch.where(true, -torch.inf, logits)  # "kl": only the strongest wrong class is charged
     strongest = rival.argmax(-1, keepdim=True)
@@ -34,7 +35,7 @@ def surrogate_rows(logits: Tensor, true: Tensor, surrogate: str, margin: float) 
     hit = ~(own > margin + rival.amax(-1, keepdim=True))
     shifted = torch.log_softmax(logits + margin * (~true).to(logits.dtype), -1)
     loss = -torch.where(true, shifted, 0).sum(-1, keepdim=True)
-    return torch.where(hit & charged & ~true, loss, 0)
+    return torch.where(hit & charged & ~true, loss, no_charge)
 
 
 def spectral_loss(

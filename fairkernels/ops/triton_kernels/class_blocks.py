@@ -76,9 +76,15 @@ def gates_of(z, own_logit, margin):
 
 
 @triton.jit
+def is_ahead(own, other):
+    """Of a class: then nothing is charged. Not with an infinite logit, whose softmax is none: the charge is NaN."""
+    return (own > other) & (own < float("inf"))
+
+
+@triton.jit
 def hits_of(z, rates, own_logit, own_rate, own, columns, K, margin, ZERO_MARGIN: tl.constexpr):
     """ "kl-all": the wrong classes within the margin, or NaN; at margin 0 logits decide, not rounded rates."""
-    misses = own_logit[:, None] > z if ZERO_MARGIN else own_rate[:, None] > margin + rates
+    misses = is_ahead(own_logit[:, None], z) if ZERO_MARGIN else own_rate[:, None] > margin + rates
     return (misses == 0) & (own == 0) & (columns < K)[None, :]
 
 
@@ -109,5 +115,5 @@ def charge_of(own_logit, highest, others, place, margin):
     """
     ahead = highest - own_logit + margin
     total = others + tl.exp(-ahead)
-    hit = (own_logit > margin + highest) == 0
+    hit = is_ahead(own_logit, margin + highest) == 0
     return tl.where(hit, place, -1), tl.where(hit, ahead + tl.log(total), 0.0), total
