@@ -100,7 +100,7 @@ FK_DEVICE bool is_hit(const ClassTask& task, const ChargeRow<Real>& row, Real z,
 template <typename Real>
 FK_DEVICE Real charge_of(const ClassTask& task, const ChargeRow<Real>& row, int column, Real z, Real exp) {
   if (column == row.label) {
-    return 0;
+    return 0 * (exp / row.total);  // a NaN is kept for the sum: no other class may be there
   }
   if (task.surrogate == Surrogate::gated) {
     return gate_of(task, z, row.own) * (exp / row.total);

@@ -129,6 +129,7 @@ def classifier_batches(make: Maker, longest: int = 600) -> Iterator[Sample]:
         (with_rows(make.normal(3, 4), (2,), torch.nan), make.labels(1, 1, 1)),
         smooth=False,
     )
+    yield Sample("NaN, one class", (with_rows(make.normal(3, 1), (1,), torch.nan), make.labels(0, 0, 0)), smooth=False)
     for name, value in (("infinite", torch.inf), ("impossible", -torch.inf)):
         logits, labels = make.normal(8, 6), make.classes(8, count=6)
         yield Sample(f"{name} row", (with_rows(logits, (2,), value), labels), smooth=False)

@@ -14,7 +14,7 @@ def surrogate_rows(logits: Tensor, true: Tensor, surrogate: str, margin: float) 
     no_charge = 0 * own  # NaN with an infinite logit, whose softmax is none
 
     if surrogate == "soft":
-        return torch.where(true, 0, scores.exp())
+        return ~true * scores.exp()
 
     if surrogate == "gated":  # the gate weighs errors, it is not what is trained
         gate = torch.where(true, 0, torch.sigmoid(margin + logits - own)).detach()
