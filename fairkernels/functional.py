@@ -321,7 +321,8 @@ def spectral_loss(
         method, iters, tol, start, return_vectors: as in :func:`spectral_norm`; ``u`` and ``v`` are ``[..., K]``.
 
     Returns:
-        ``[...]``; 0, attached to the graph, where no sample comes within the margin.
+        ``[...]``; 0, attached to the graph, where no sample comes within the margin; NaN if a row that counts has no
+        softmax (a NaN, an infinite largest logit).
 
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
