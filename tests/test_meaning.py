@@ -184,6 +184,17 @@ def test_nan_is_never_lost(function, backend):
             assert function(logits, torch.tensor(labels), backend=backend).isnan(), (labels, row)
 
 
+@pytest.mark.parametrize("surrogate", ["kl", "kl-all", "soft", "gated"])
+@pytest.mark.parametrize(("samples", "classes"), [(3, 1), (6, 4), (600, 3), (9, 300)])
+def test_a_row_without_a_softmax_is_not_lost(samples, classes, surrogate, backend):
+    """Its class may seem to be ahead of all others, so that nothing would be charged."""
+    logits, labels = batch(samples, classes)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        broken = logits.clone()
+        broken[1, labels[1] if value > 0 else slice(None)] = value
+        assert FK.spectral_loss(broken, labels, surrogate=surrogate, backend=backend).isnan(), value
+
+
 def test_a_nan_among_many_samples_is_not_lost(backend):
     logits, labels = batch(1100, 3)
     logits[700, 1] = torch.nan
