@@ -143,12 +143,14 @@ def test_what_is_not_finite_in_steps(shape, value, beyond_registers):
         assert result[[0, 2]].isfinite().all()
 
 
-def test_a_first_direction_that_is_lost(beyond_registers):
+@pytest.mark.parametrize("method", ["locg", "power"])
+def test_a_first_direction_that_is_lost(method, beyond_registers):
+    """Two steps are enough: another direction, and what it gives."""
     for matrix in (
         torch.tensor([[1.0, -1.0], [-1.0, 1.0]]),
         torch.zeros(6, 6).index_put_((torch.tensor(5),) * 2, torch.tensor(3.0)),
     ):
-        found = spectral.leading_pair(matrix, None, "locg", 5, None, True)
+        found = spectral.leading_pair(matrix, None, method, 2, None, True)
         assert_leading_pair(matrix, found, 1e-6)
 
 
