@@ -362,12 +362,12 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
 
 
 def blocks(logits: Tensor, charges: bool) -> dict[str, Any]:
-    """Sizes of the tiles, and with how many warps they are worked on; two sums leave less room than one."""
-    half = charges or logits.dtype == torch.float64
+    """Sizes of the tiles, and with how many warps they are worked on; two sums, or float64, leave less room."""
+    numbers = 1024 >> (charges + (logits.dtype == torch.float64))
     columns = power_of_2(logits.shape[-1], 16)
     return {
         "ACC": real_type(logits.dtype),
-        "BLOCK_B": (512 if half else 1024) // columns,
+        "BLOCK_B": max(numbers // columns, 16),
         "BLOCK_K": columns,
         "num_warps": 8,
     }
