@@ -91,6 +91,10 @@ def of_cuda(name: str, make: Maker) -> Iterator[Sample]:
             yield Sample(f"{list(shape)}", (make.uniform(*shape),))
 
 
+SEVERAL_BLOCKS = ("a cluster", "clusters, the last block with less", "more samples than a cluster has")
+"""Of ``of_cuda``, what blocks of a cluster work on together."""
+
+
 def can_be_measured(name: str, label: str, s: Sample, logits: torch.Tensor) -> bool:
     """In seconds, where the reference takes all singular values of the matrix; in float64, where it rounds logits."""
     far = label.endswith("far from 0")

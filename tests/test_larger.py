@@ -1,16 +1,18 @@
 """What only larger problems reach: many classes, many samples, long rows."""
 
+import os
+
 import pytest
 import torch
 from cases import KERNELS, ON_GPU, call, reference, reference_gradient
-from larger import larger
+from larger import SEVERAL_BLOCKS, larger
 from tolerance import assert_no_worse
 
 from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops import dispatch
 from fairkernels.ops.schema import OPERATORS
 
-QUICK = ("plain, a cluster", "[150, 133]")
+QUICK = ("plain, a cluster", "plain, clusters, the last block with less", "[150, 133]")
 
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -26,8 +28,31 @@ def every_larger_call():
                 yield pytest.param(name, backend, s.name, dtype, id=f"{name}-{backend}-{s.name}-{dtype}", marks=marks)
 
 
+def calls_of_several_blocks():
+    """What stands in for a GPU can be one without clusters, or with smaller ones."""
+    if "FAIRKERNELS_FIBERS" not in os.environ:
+        return
+    for name, backend in KERNELS:
+        for s in larger(name, torch.float32, backend) if backend == "native" else ():
+            if s.name.partition(", ")[2] in SEVERAL_BLOCKS:
+                marks = [] if s.name in QUICK else [pytest.mark.slow]
+                for most in (1, 3):
+                    label = f"{name}-{backend}-{s.name}-{most}-float32"
+                    yield pytest.param(name, backend, s.name, most, id=label, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "backend", "label", "most"), list(calls_of_several_blocks()))
+def test_smaller_clusters_are_no_less_accurate(name, backend, label, most, monkeypatch):
+    monkeypatch.setenv("FAIRKERNELS_CLUSTER", str(most))
+    check_larger(name, backend, label, torch.float32)
+
+
 @pytest.mark.parametrize(("name", "backend", "label", "dtype"), list(every_larger_call()))
 def test_larger_problems_are_no_less_accurate(name, backend, label, dtype):
+    check_larger(name, backend, label, dtype)
+
+
+def check_larger(name, backend, label, dtype):
     operator = OPERATORS[name]
     s = next(s for s in larger(name, dtype, backend) if s.name == label)
     args = handed_on(name, s)

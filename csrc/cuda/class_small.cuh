@@ -36,6 +36,12 @@ struct SmallShape {
   FK_HOST_DEVICE int64_t blocks() const { return groups * cluster; }
 };
 
+// Of a block there may be so many, with what the kernels declare.
+inline int64_t most_small_bytes() {
+  const int64_t there = static_cast<int64_t>(device::most_shared_memory()) - kDeclaredBytes;
+  return there < kSmallBytes ? there : kSmallBytes;
+}
+
 inline SmallShape small_shape(const ClassTask& task, size_t real_bytes, int most_cluster) {
   SmallShape shape{1, 1, task.samples, 0};
   if (task.samples > (most_cluster > 1 ? kClusterSamples : kFewSamples)) {
@@ -52,9 +58,7 @@ inline SmallShape small_shape(const ClassTask& task, size_t real_bytes, int most
   const int64_t kinds = has_charges(task) ? 2 : 1;
   const int64_t sums = kinds * (task.classes + 1) * static_cast<int64_t>(real_bytes);
   const int64_t row = sums + 4 + task.classes / 8 + 1;  // its key, and its bits in the masks
-  const int64_t there = static_cast<int64_t>(device::most_shared_memory()) - kDeclaredBytes;
-  const int64_t most = there < kSmallBytes ? there : kSmallBytes;
-  const int64_t fits = (most - 2 * task.classes * sums) / row / warp * warp;
+  const int64_t fits = (most_small_bytes() - 2 * task.classes * sums) / row / warp * warp;
   const int64_t all = (shape.stretch + warp - 1) / warp * warp;
   shape.chunk = all < fits ? all : (fits < warp ? warp : fits);
   return shape;
@@ -585,9 +589,16 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
   small_terms(task, problem, samples, losses, block, slots);
 }
 
+// On the GPU that is current.
+template <typename Real>
+SmallShape small_shape(const ClassTask& task) {
+  const size_t bytes = static_cast<size_t>(most_small_bytes());
+  return small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>, kSmallThreads, bytes));
+}
+
 template <typename Real>
 int launch_class_terms_small(const ClassTask& task, void* stream) {
-  const SmallShape shape = small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>));
+  const SmallShape shape = small_shape<Real>(task);
   const device::Grid grid{task.problems * shape.blocks(), kSmallThreads, SmallBlock<Real>::bytes(task, shape),
                           static_cast<int>(shape.cluster)};
   const int error = device::launch(class_terms_small<Real>, grid, stream, task, shape);

@@ -14,7 +14,7 @@ namespace fairkernels {
 template <typename Real>
 int64_t class_terms_bytes(const ClassTask& task) {
   if (has_few_classes<Real>(task)) {
-    return SmallWorkspace<Real>::bytes(task, small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>)));
+    return SmallWorkspace<Real>::bytes(task, small_shape<Real>(task));
   }
   return class_terms_large_bytes<Real>(task);
 }

@@ -213,15 +213,31 @@ int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typenam
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// How many blocks of a kernel may form a cluster on this GPU, in the code that it runs: 1 where it knows none.
+// How many blocks of a kernel can form a cluster on this GPU, or the part of it that there is, in the code that it runs: 1
+// where that knows none.
 template <typename... Parameters>
-int most_cluster(void (*kernel)(Parameters...)) {
+int most_cluster(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
   cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
-    cudaGetLastError();
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess && attributes.ptxVersion < 90) {
     return 1;
   }
-  return attributes.ptxVersion >= 90 ? kPortableCluster : 1;
+  if (error == cudaSuccess) {
+    error = allow_shared_memory(kernel, shared_bytes);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = kPortableCluster;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  int most = 1;
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxPotentialClusterSize(&most, kernel, &config);
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // an answer, not an error of a later call
+    return 1;
+  }
+  return most < 1 ? 1 : (most < kPortableCluster ? most : kPortableCluster);
 }
 
 inline const char* error_text(int code) {
