@@ -45,6 +45,9 @@ TRANSPOSED = 2
 """How often a form may be compiled where logits lie transposed: for batches that are multiples of 16, and others."""
 
 
+ITERATIONS = ("spectral_norm_on_chip", "spectral_norm_in_cache")
+
+
 class Driver:
     """What Triton wants to know of a GPU when it compiles."""
 
@@ -124,9 +127,11 @@ class Specialisation:
         return any(p.type == "*fp64" for p in self.parameters)
 
     def features(self) -> Iterator[Hashable]:
-        """What must have been compiled once: each constant, each type, each choice of blocks for either precision."""
+        """What must have been compiled once: each constant, each type, each choice of blocks for either precision; of
+        the spectral iterations, which take most registers, each with all flags."""
         sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int and p.name.isupper())
-        yield self.name, sizes, self.settings, self.is_double
+        flags = tuple(p for p in self.parameters if p.fixed and type(p.known) is bool)
+        yield self.name, sizes, self.settings, self.is_double, flags if self.name in ITERATIONS else ()
         for p in self.parameters:
             if p.is_pointer or p.fixed:
                 yield self.name, p.name, p.type, p.known if p.fixed else None
@@ -374,7 +379,8 @@ tried, for who wants that.
   gradient once.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
   against `tests/budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
-  constant and every type occurs, and every choice of block sizes with float64 and without; `--all` compiles the rest.
+  constant and every type occurs, and every choice of block sizes with float64 and without, of the spectral iterations
+  with all their flags; `--all` compiles the rest.
   The same program makes sure that there are few forms of a kernel whatever the batch size, and that whole blocks of
   `pgd_step` (l∞, float32) are read and written 16 bytes at a time.
 

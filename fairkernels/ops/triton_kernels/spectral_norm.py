@@ -44,7 +44,7 @@ from .symmetry_gap import tile_of
 # It lies upright: its columns are the shorter side, along which the vectors of the iteration lie.
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "iters"])
+@triton.jit(do_not_specialize=["rows", "columns", "iters", "row_stride"])
 def spectral_norm_on_chip(
     matrix, hint, sigma, u, v,
     rows, columns, row_stride, column_stride, hint_stride,
@@ -53,6 +53,8 @@ def spectral_norm_on_chip(
     LOCG: tl.constexpr, TURNED: tl.constexpr, REAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     # Bound by latency: the matrix is read once, a step is two products with it, out of registers, and ten sums.
+    # Nothing is to know that rows of a turned one are neighbours in memory: threads would be laid out along them, and
+    # the vectors of the short side lie in each of them; it takes more than twice the registers.
     problem = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, BLOCK_M).to(tl.int64)
     column = tl.arange(0, BLOCK_N).to(tl.int64)
@@ -665,11 +667,7 @@ class Pair:
 def fits_registers(matrix: Tensor) -> bool:
     """Whether one program holds the matrix as a tile, sides rounded up to powers of two."""
     rows, columns = matrix.shape[-2:]
-    long, short = power_of_2(max(rows, columns), 16), power_of_2(min(rows, columns), 16)
-    most = 8192
-    if matrix.dtype == torch.float64:
-        most = 4096 if rows >= columns else 2048
-    return short <= 64 and long * short <= most
+    return power_of_2(rows, 16) * power_of_2(columns, 16) <= MOST_ON_CHIP
 
 
 def fits_cache(matrix: Tensor) -> bool:
@@ -677,6 +675,9 @@ def fits_cache(matrix: Tensor) -> bool:
     long, short = max(matrix.shape[-2:]), power_of_2(min(matrix.shape[-2:]), 16)
     return short <= 128 and long * short * real_type(matrix.dtype).primitive_bitwidth // 8 <= MOST_IN_CACHE
 
+
+MOST_ON_CHIP = 4096
+"""Entries of a tile: with more a turned one, or one with a hint, spills."""
 
 MOST_IN_CACHE = 128 << 10
 """Bytes of a matrix, in the dtype that it is computed in."""
@@ -697,8 +698,8 @@ def pair_of_one_program(
     if fits_registers(matrix):
         kernel = spectral_norm_on_chip
         blocks["BLOCK_M"] = power_of_2(upright.shape[-2], 16)
-        most_warps = 16 if matrix.dtype == torch.float64 else 8
-        num_warps = min(max(blocks["BLOCK_M"] * block_n // 256, 4), most_warps)
+        entry = real_type(matrix.dtype).primitive_bitwidth // 8
+        num_warps = max(blocks["BLOCK_M"] * block_n * entry // 2048, 4)
     else:
         kernel = spectral_norm_in_cache
     launch(
@@ -847,10 +848,10 @@ def spectral_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Up to a shorter side of 128 and 128 KiB one launch.
 
-    A matrix of at most 128 x 64 entries (float64: 64 x 64, wide ones 64 x 32), sides rounded up to powers of two, stays
-    in registers and is read once: 4 bytes an entry (float64 8, half 2); more would spill. A shorter side of at most 64
-    leaves room for a longer one. Others are read once from memory and, three times and once a step, from the cache; a
-    start for the other side and a first direction that the matrix maps to 0 cost one read more each.
+    A matrix of at most 64 x 64 entries, 128 x 32 or 256 x 16, sides rounded up to powers of two, stays in registers and
+    is read once: 4 bytes an entry (float64 8, half 2). Others are read once from memory and, three times and once a
+    step, from the cache; a start for the other side and a first direction that the matrix maps to 0 cost one read more
+    each.
 
     Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
     the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,
