@@ -592,8 +592,12 @@ FK_KERNEL(kSmallThreads) class_terms_combine(FK_CONSTANT(ClassTask) task, SmallS
 // On the GPU that is current.
 template <typename Real>
 SmallShape small_shape(const ClassTask& task) {
-  const size_t bytes = static_cast<size_t>(most_small_bytes());
-  return small_shape(task, sizeof(Real), device::most_cluster(class_terms_small<Real>, kSmallThreads, bytes));
+  int most = 1;
+  if (task.samples > kClusterSamples) {
+    const size_t bytes = static_cast<size_t>(most_small_bytes());
+    most = device::most_cluster(class_terms_small<Real>, kSmallThreads, bytes);
+  }
+  return small_shape(task, sizeof(Real), most);
 }
 
 template <typename Real>

@@ -213,10 +213,8 @@ int launch(void (*kernel)(Parameters...), Grid grid, void* stream, const typenam
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// How many blocks of a kernel can form a cluster on this GPU, or the part of it that there is, in the code that it runs: 1
-// where that knows none.
 template <typename... Parameters>
-int most_cluster(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+int asked_most_cluster(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
   cudaFuncAttributes attributes{};
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error == cudaSuccess && attributes.ptxVersion < 90) {
@@ -238,6 +236,23 @@ int most_cluster(void (*kernel)(Parameters...), int threads, size_t shared_bytes
     return 1;
   }
   return most < 1 ? 1 : (most < kPortableCluster ? most : kPortableCluster);
+}
+
+// How many blocks of a kernel can form a cluster on this GPU, or the part of it that there is, in the code that it runs: 1
+// where that knows none. The last answer is kept, it takes three calls of the runtime.
+template <typename... Parameters>
+int most_cluster(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  int device = 0;
+  cudaGetDevice(&device);
+  thread_local struct {
+    int device = -1;
+    void (*kernel)(Parameters...) = nullptr;
+    int most = 1;
+  } last;
+  if (last.device != device || last.kernel != kernel) {
+    last = {device, kernel, asked_most_cluster(kernel, threads, shared_bytes)};
+  }
+  return last.most;
 }
 
 inline const char* error_text(int code) {
