@@ -68,6 +68,7 @@ class FairArguments {
     }
     float_dtype_of(*weight_, "weight");
     require_shape(*weight_, per_problem({batch.classes}), "weight");
+    require_device_of(logits, "logits", *weight_, "weight");
     return *weight_;
   }
 

@@ -23,8 +23,8 @@ class LossArguments {
                 Surrogate surrogate, double margin, int64_t ignore_index)
       : batch(logits, labels, std::nullopt, 1.0, ignore_index),
         vectors(reshaped(batch.shape, 2, {batch.classes})),
-        class_weights(class_weight, vectors, "class_weight"),
-        starts(start, vectors, "start"),
+        class_weights(class_weight, vectors, "class_weight", logits, "logits"),
+        starts(start, vectors, "start", logits, "logits"),
         surrogate(surrogate),
         margin(margin) {}
 

@@ -24,6 +24,8 @@ Shape matrix_shape(const Tensor& matrix) {
 
 void launch_forward(const Tensor& matrix, const OptionalTensor& start, const IterationOptions& options,
                     const Tensor& sigma, const Tensor& u, const Tensor& v) {
+  require(matrix.size(-2) <= INT32_MAX && matrix.size(-1) <= INT32_MAX, "on a GPU a matrix may have at most 2^31 - 1 rows ",
+          "and columns, got ", shape_of(matrix));
   SpectralNormTask task{};
   task.problems = sigma.numel();
   task.rows = matrix.size(-2);
@@ -63,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& matrix, const OptionalT
   const Shape shape = matrix_shape(matrix);
   const int64_t columns = shape.back();
   const int64_t rows = shape[shape.size() - 2];
-  const SideVectors starts(start, reshaped(shape, 2, {columns}), "start");
+  const SideVectors starts(start, reshaped(shape, 2, {columns}), "start", matrix, "matrix");
   const Tensor sigma = empty(reshaped(shape, 2, {}), dtype, &matrix);
   const Tensor u = empty(reshaped(shape, 2, {rows}), accumulator_dtype(dtype), &matrix);
   const Tensor v = empty(reshaped(shape, 2, {columns}), accumulator_dtype(dtype), &matrix);

@@ -97,6 +97,7 @@ class GapArguments {
     }
     float_dtype_of(*counts_, "counts");
     require_shape(*counts_, reshaped(shape, 1, {}), "counts");
+    require_device_of(confusion_, "confusion", *counts_, "counts");
     return *counts_;
   }
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 import torch
@@ -217,6 +218,25 @@ def test_without_triton_there_is_a_reason_and_all_else_runs(tmp_path):
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = run_python(code, PYTHONPATH=path, TRITON_INTERPRET="")
     assert "triton is not installed" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Triton's builds for Windows bring a compiler")
+def test_what_triton_starts_its_kernels_with_must_be_there(monkeypatch, tmp_path):
+    (tmp_path / "Python.h").write_text("")
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    for variable in ("CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CC", "cc")
+    assert triton_kernels.no_launcher() is None
+
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: "/nowhere")
+    assert "Python.h, and it is not in /nowhere" in triton_kernels.no_launcher()
+    monkeypatch.setenv("CPATH", f"{os.pathsep}{tmp_path}")
+    assert triton_kernels.no_launcher() is None
+
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "a C compiler" in triton_kernels.no_launcher()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from cases import (
 import fairkernels.functional as FK
 from fairkernels.app import bench_gpu
 from fairkernels.app.bench_cases import CASES
+from fairkernels.app.bench_rivals import handed_on
+from fairkernels.ops import dispatch
 from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
@@ -74,6 +76,19 @@ def test_twenty_calls_give_the_same_bits(name, backend, as_usual):
         first, *others = (values_and_gradients(name, backend, s) for _ in range(20))
         for other in others:
             assert_same_bits(other, first, s.name)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("name", "backend"), [pair for pair in KERNELS if pair[1] == "native"])
+def test_tensors_of_another_device_are_refused(name, backend):
+    """Also below the checks of ``fairkernels.functional``: an address of the host would end what the GPU can do."""
+    for s in samples(name):
+        args = handed_on(name, s)
+        for place, arg in enumerate(args):
+            if torch.is_tensor(arg) and place > 0:
+                mixed = (*args[:place], arg.cpu(), *args[place + 1 :])
+                with pytest.raises(RuntimeError, match="must be on the device of"):
+                    dispatch.forward(OPERATORS[name], mixed, backend)
 
 
 # --- graphs and streams -------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ class ConfusionArguments {
   const Tensor& checked_labels(const Tensor& labels) const {
     require_dtype(labels, Dtype::int64, "labels");
     require_shape(labels, reshaped(shape, 1, {}), "labels");
+    require_device_of(logits_, "logits", labels, "labels");
     if (labels.is_cpu()) {  // on a GPU nobody waits for it: what such a label enters is NaN
       require_classes(labels, "labels", labels, classes, ignore_index_);
     }
@@ -79,6 +80,7 @@ class ConfusionArguments {
     }
     float_dtype_of(*weights_, "sample_weight");
     require_shape(*weights_, reshaped(shape, 1, {}), "sample_weight");
+    require_device_of(logits_, "logits", *weights_, "sample_weight");
     return *weights_;
   }
 

@@ -23,6 +23,7 @@ inline ClassTask class_task(const Tensor& logits, const Tensor& labels, double t
   task.logits = class_operand(logits, 2);
   task.labels = class_operand(labels, 1);
   task.samples = logits.size(-2);
+  require(task.samples <= INT32_MAX, "there may be at most 2^31 - 1 samples of a problem on a GPU");  // they are counted
   require(logits.size(-1) <= 1 << 24, "there may be at most 2^24 classes on a GPU");  // what a float can number
   task.classes = static_cast<int>(logits.size(-1));
   task.problems = product(reshaped(shape_of(logits), 2, {}));

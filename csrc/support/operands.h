@@ -23,7 +23,7 @@ inline Norm take_norm(StringHandle handle) {
 class ImageWalk {
  public:
   ImageWalk(const Tensor& x, Norm norm, bool row_major, const Shape& result_strides)
-      : shape_(shape_of(x)), leading_(norm == Norm::l2 ? 1 : 0) {
+      : x_(x), shape_(shape_of(x)), leading_(norm == Norm::l2 ? 1 : 0) {
     require(shape_.size() <= kMaxDims, "x has too many dimensions");
     require(static_cast<int64_t>(shape_.size()) >= leading_, "x must be [N, ...] for the l2 norm, got ",
             shape_);
@@ -38,12 +38,14 @@ class ImageWalk {
   Source image(const Tensor& tensor, Dtype dtype, const char* name) const {
     require_dtype(tensor, dtype, name);
     require_shape(tensor, shape_, name);
+    require_device_of(x_, "x", tensor, name);
     return source(tensor, dtype);
   }
 
   Sink result(const Tensor& tensor, Dtype dtype) const {
     require_dtype(tensor, dtype, "out");
     require_shape(tensor, shape_, "out");
+    require_device_of(x_, "x", tensor, "out");
     const Shape strides = strides_of(tensor);
     const bool empty = tensor.numel() == 0;
     for (size_t d = 0; d < shape_.size(); ++d) {
@@ -60,6 +62,7 @@ class ImageWalk {
     const Dtype dtype = dtype_of(*tensor, name);
     require(dtype != Dtype::int64, name, " must be a floating point tensor");
     require_broadcasts(shape_of(*tensor), name);
+    require_device_of(x_, "x", *tensor, name);
     return std::make_unique<Source>(source(*tensor, dtype));
   }
 
@@ -94,6 +97,7 @@ class ImageWalk {
 
   int64_t sample_stride(const Shape& strides) const { return leading_ == 1 ? strides[0] : 0; }
 
+  Tensor x_;
   Shape shape_;
   int64_t leading_;
   std::vector<size_t> order_;

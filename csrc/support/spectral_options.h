@@ -31,10 +31,13 @@ struct Threads {
 // One vector for each problem, of any floating type, perhaps none.
 class SideVectors {
  public:
-  SideVectors(const OptionalTensor& vectors, const Shape& shape, const char* name) : vectors_(vectors) {
+  SideVectors(const OptionalTensor& vectors, const Shape& shape, const char* name, const Tensor& first,
+              const char* first_name)
+      : vectors_(vectors) {
     if (vectors_) {
       dtype_ = float_dtype_of(*vectors_, name);
       require_shape(*vectors_, shape, name);
+      require_device_of(first, first_name, *vectors_, name);
       offset_.emplace(*vectors_, 1);
     }
   }

@@ -120,6 +120,13 @@ inline void require_dtype(const Tensor& tensor, Dtype dtype, const char* name) {
   require(dtype_of(tensor, name) == dtype, name, " has the wrong dtype");
 }
 
+// A kernel that is handed an address of elsewhere takes the process, or its GPU, along.
+inline void require_device_of(const Tensor& first, const char* first_name, const Tensor& tensor, const char* name) {
+  const bool same = tensor.is_cuda() == first.is_cuda() &&
+                    (!first.is_cuda() || tensor.get_device_index() == first.get_device_index());
+  require(same, name, " must be on the device of ", first_name);
+}
+
 // Of numbers that are not negative: sizes come from outside, and no tensor with a 0 among them is too large for torch.
 inline int64_t checked_product(int64_t a, int64_t b) {
   require(a == 0 || b <= std::numeric_limits<int64_t>::max() / a, "more than 2^63 elements");

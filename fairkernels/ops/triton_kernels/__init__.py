@@ -8,9 +8,13 @@ operator that ``writes_into`` gets ``out`` behind its arguments.
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +42,27 @@ def missing(device: str) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     if device == "cuda":
-        return None
+        return no_launcher()
     if device != "cpu":
         return f"there are no triton kernels for {device} tensors"
     return (
         None if interpreted() else "triton kernels need a GPU tensor, or TRITON_INTERPRET=1 before triton is imported"
     )
+
+
+def no_launcher() -> str | None:
+    """Why the little C program can not be compiled with which Triton starts its kernels, or None."""
+    if os.name == "nt":
+        return None  # its builds for Windows bring a compiler
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler (gcc, clang, or what CC names)"
+    scheme = sysconfig.get_default_scheme()
+    folders = [sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)]  # as Triton does
+    for variable in ("CPATH", "C_INCLUDE_PATH"):
+        folders += os.environ.get(variable, "").split(os.pathsep)
+    if not any(folder and Path(folder, "Python.h").exists() for folder in folders):
+        return f"triton needs Python.h, and it is not in {folders[0]} (python3-dev has it, or python3-devel)"
+    return None
 
 
 def interpreted() -> bool:

@@ -196,7 +196,7 @@ def gram_matrix(
     # result holds the sums of the rows.
     problem, part = problem_and_part(parts)
     first, second = tile_of(part, tiles)
-    split = tl.program_id(1)
+    split = tl.program_id(1).to(tl.int64)
     if first >= 0:
         exponent, _usable = scale_of(largest, problem)
         matrix += offset_of(problem, sizes, strides)
@@ -562,7 +562,8 @@ def end_steps(
 ):  # fmt: skip
     # Memory bound: one read of the matrix. The vector of the long side is M or its transpose times the other one.
     problem, part = problem_and_part(parts)
-    column = part * LONG + tl.arange(0, LONG)
+    first_column = part.to(tl.int64) * LONG
+    column = first_column + tl.arange(0, LONG)
     old = turn % 2
     exponent, usable = scale_of(largest, problem)
     matrix += offset_of(problem, sizes, strides)
@@ -606,7 +607,7 @@ def end_steps(
     sign = tl.where(tl.sum(sign_sum) < 0, -1.0, 1.0)
     image = tl.sum(product, 0) * (sign / tl.where(length > 0, length, 1.0)) + poison
     tl.store(long_out + problem * long + column, image, mask=column < long)
-    if part * LONG < short:
+    if first_column < short:
         x = short_block(place, column, short, answered, moving, v_v, v_r, v_p)
         tl.store(short_out + problem * short + column, x * sign + poison, mask=column < short)
     if part == 0:
@@ -632,8 +633,8 @@ def spectral_norm_gradient(
     # Memory bound: one write an entry.
     blocks = tl.cdiv(columns, BLOCK_N)
     problem, part = problem_and_part(blocks * tl.cdiv(rows, BLOCK_M))
-    row = (part // blocks * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    column = part % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = (part // blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = (part % blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     left = tl.load(u + problem * rows + row, mask=row < rows, other=0.0)
     right = tl.load(v + problem * columns + column, mask=column < columns, other=0.0)
     factor = tl.load(grad + offset_of(problem, sizes, strides)).to(left.dtype)
