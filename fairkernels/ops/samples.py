@@ -326,6 +326,8 @@ def pgd_step(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{norm}, empty", attack_points(make, 0, 3, 4), options)
         yield Sample(f"{norm}, gradient of 0, NaN, inf", (points[0], broken, points[2]), options, smooth=False)
     yield Sample("l2, many samples", attack_points(make, 40, 70), {"norm": "l2", "alpha": 0.1, "eps": 0.3})
+    vanishing = (points[2], points[1] * 1e-30, points[2])  # to a step whose square is denormal in float32
+    yield Sample("l2, no radius, a vanishing gradient", vanishing, {"norm": "l2", "alpha": 0.01, "eps": 0.0})
     yield Sample("per channel", points, {"alpha": per_channel / 100, "eps": per_channel / 50})
 
 

@@ -230,8 +230,9 @@ def l2_sizes(alphas, epsilons, alpha, eps, sample, here, firsts, TARGETED: tl.co
 @triton.jit
 def shrink_factor(squared, radius):
     """What brings a perturbation of this squared length back into the ball; NaN stays NaN, below 0 is rounding."""
-    # The quick root takes what is denormal for 0, and a radius of 0 divided by it is NaN.
-    return tl.where(squared <= radius * radius, 1.0, radius / tl.sqrt_rn(squared))
+    # The quick root of float32 takes what is denormal for 0, and a radius of 0 divided by it is NaN.
+    length = tl.sqrt_rn(squared) if squared.dtype == tl.float32 else tl.sqrt(squared)
+    return tl.where(squared <= radius * radius, 1.0, radius / length)
 
 
 @triton.jit
