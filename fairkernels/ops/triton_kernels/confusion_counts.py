@@ -33,9 +33,8 @@ def count_cells(
     counts += problem * K * K
     cells = tl.arange(0, CELLS)
     found = tl.zeros((CELLS,), tl.int32)
-    part = (tl.program_id(0) % parts).to(tl.int64)
-    for first in range(part * BLOCK, B, parts * BLOCK):
-        at = first + tl.arange(0, BLOCK)
+    for block in range(tl.program_id(0) % parts, (B - 1) // BLOCK + 1, parts):
+        at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         predicted = tl.load(predictions + at * stride, mask=at < B, other=-1)
         label = tl.load(labels + at * other_stride, mask=at < B, other=-1)
         kept = (predicted >= 0) & (predicted < K) & (label >= 0) & (label < K) & (label != ignore_index)
