@@ -346,7 +346,7 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     logits = inputs.logits
     batch = logits.shape[-2]
     charges = terms.spectral and terms.surrogate != "soft"
-    shape = blocks(logits, charges)
+    shape = blocks(logits, charges or (terms.spectral and logits.itemsize == 2))
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
     problem_count = logits.shape[:-2].numel()
     arguments = forward_arguments(inputs, terms, results)
@@ -361,9 +361,12 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **shape)
 
 
-def blocks(logits: Tensor, charges: bool) -> dict[str, Any]:
-    """Sizes of the tiles, and with how many warps they are worked on; two sums, or float64, leave less room."""
-    numbers = 1024 >> (charges + (logits.dtype == torch.float64))
+def blocks(logits: Tensor, crowded: bool) -> dict[str, Any]:
+    """Sizes of the tiles, and with how many warps they are worked on.
+
+    Two sums, rows of 16 bits beside an iteration, and float64 leave less room.
+    """
+    numbers = 1024 >> (crowded + (logits.dtype == torch.float64))
     columns = power_of_2(logits.shape[-1], 16)
     return {
         "ACC": real_type(logits.dtype),
