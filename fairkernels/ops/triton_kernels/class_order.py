@@ -83,7 +83,7 @@ def count_classes(
     bins = tl.arange(0, BINS)
     found = tl.zeros((BINS,), tl.int32)
     for block in range(tl.program_id(0) % parts, (B - 1) // BLOCK + 1, parts):
-        at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         label = tl.load(labels + at * stride, mask=at < B, other=0)
         of_class = class_of(label, K, ignore_index).to(tl.int32)
         inside = (at < B) & (of_class < K)

@@ -34,7 +34,7 @@ def count_cells(
     cells = tl.arange(0, CELLS)
     found = tl.zeros((CELLS,), tl.int32)
     for block in range(tl.program_id(0) % parts, (B - 1) // BLOCK + 1, parts):
-        at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         predicted = tl.load(predictions + at * stride, mask=at < B, other=-1)
         label = tl.load(labels + at * other_stride, mask=at < B, other=-1)
         kept = (predicted >= 0) & (predicted < K) & (label >= 0) & (label < K) & (label != ignore_index)
