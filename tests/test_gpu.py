@@ -83,6 +83,7 @@ def test_twenty_calls_give_the_same_bits(name, backend, as_usual):
 def test_tensors_of_another_device_are_refused(name, backend):
     """Also below the checks of ``fairkernels.functional``: an address of the host would end what the GPU can do."""
     for s in samples(name):
+        dispatch.choose_for(OPERATORS[name], s.args[0], backend)  # raises where there is no such kernel for a GPU
         args = handed_on(name, s)
         for place, arg in enumerate(args):
             if torch.is_tensor(arg) and place > 0:

@@ -44,8 +44,8 @@ FORMS = 6
 TRANSPOSED = 2
 """How often a form may be compiled where logits lie transposed: for batches that are multiples of 16, and others."""
 
-
 ITERATIONS = ("spectral_norm_on_chip", "spectral_norm_in_cache")
+"""Their registers depend on the flags as much as on the sizes."""
 
 
 class Driver:
@@ -128,7 +128,7 @@ class Specialisation:
 
     def features(self) -> Iterator[Hashable]:
         """What must have been compiled once: each constant, each type, each choice of blocks for either precision; of
-        the spectral iterations, which take most registers, each with all flags."""
+        ``ITERATIONS`` each of these with all flags."""
         sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int and p.name.isupper())
         flags = tuple(p for p in self.parameters if p.fixed and type(p.known) is bool)
         yield self.name, sizes, self.settings, self.is_double, flags if self.name in ITERATIONS else ()
