@@ -34,7 +34,7 @@ Key = tuple[str, str, int]
 """Kernel, specialisation and target."""
 
 Needs = dict[Key, "Need | str"]
-"""Of what does not compile the reason."""
+"""Or what is wrong with a kernel: it does not compile, say."""
 
 Part = dict[str, Any]
 """``version`` of the compiler, and ``kernels``: by name, specialisation and target."""
@@ -46,7 +46,7 @@ def read(compiler: str) -> Part:
 
 
 def write(compiler: str, version: str, needs: Needs) -> Part:
-    """Renew one part of the file; what does not compile is left out."""
+    """Renew one part of the file; what is wrong is left out."""
     kernels: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     for (name, text, target), need in needs.items():
         if isinstance(need, Need):
@@ -79,7 +79,7 @@ def complaints(needs: Needs, part: Part | None, version: str) -> Iterator[str]:
     for (name, text, target), need in needs.items():
         where = f"{name} [{text}] sm_{target}"
         if isinstance(need, str):
-            yield f"{where} does not compile: {need}"
+            yield f"{where} {need}"
             continue
         if need.spills:
             yield f"{where} spills {need.spills} bytes"

@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from unittest.mock import patch
+from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -472,19 +473,68 @@ def test_launches_are_recorded_and_run_only_if_they_shall():
     assert len(launches) == len(kernel.calls) == 1
 
 
+class Compiled(FakeKernel):
+    """What a kernel was compiled to: takes grids of three numbers, and constants like other arguments."""
+
+
+class Compiling(FakeKernel):
+    """A kernel of the compiler: a launch gives the compiled one back."""
+
+    def __init__(self):
+        super().__init__()
+        self.params = [SimpleNamespace(name=name) for name in ("x", "n", "BLOCK")]
+        self.compiled = Compiled()
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.calls.append((grid, args, options)) or self.compiled
+
+
+def test_a_launch_like_an_earlier_one_goes_straight_to_the_compiled_kernel(monkeypatch):
+    device = Mock(return_value=0)
+    monkeypatch.setattr(launch.triton, "JITFunction", Compiling)
+    monkeypatch.setattr(launch.triton.compiler, "CompiledKernel", Compiled)
+    monkeypatch.setattr(launch.triton.runtime.driver, "_active", Mock(get_current_device=device))
+    monkeypatch.setattr(launch, "_compiled", {})
+    kernel, (x, y) = Compiling(), (torch.ones(8), torch.ones(8))
+    options = {"BLOCK": 16, "num_warps": 4}
+
+    launch.launch(kernel, (2,), x, 5, **options)
+    launch.launch(kernel, (7, 3), y, 5, **options)
+    assert [args for _, args, _ in kernel.calls] == [(x, 5)]
+    ((grid, args, named),) = kernel.compiled.calls
+    assert (grid[:3], named) == ((7, 3, 1), {})
+    assert args[0] is y
+    assert args[1:] == (5, 16)
+
+    launch.launch(kernel, (2,), x[1:], 5, **options)  # not on 16 bytes
+    launch.launch(kernel, (2,), x.double(), 5, **options)
+    launch.launch(kernel, (2,), x, 6, **options)
+    launch.launch(kernel, (2,), x, 5, **options | {"BLOCK": 32})
+    launch.launch(kernel, (2,), x, 5, **options | {"num_stages": 2})
+    device.return_value = 1
+    launch.launch(kernel, (2,), x, 5, **options)
+    with launch.recorded() as launches:
+        launch.launch(kernel, (2,), x, 5, **options)
+    assert len(launches) == 1
+    assert len(kernel.calls) == 8
+    assert len(kernel.compiled.calls) == 1
+
+
 @pytest.mark.parametrize("numbers", [(1,), (0,), (2,), (16, 1, 2**40), (17, 0, 3)])
 def test_sizes_of_several_problems_all_look_alike(numbers):
-    plain, (disguised,) = launch.disguised((numbers, (launch.Leading(numbers),)))
-    assert plain == numbers
+    disguised = launch.disguised(numbers)
     assert [(number - launch.DISGUISE) >> 1 for number in disguised] == list(numbers)
     assert all(number % 2 == 1 and 2**62 < number < 2**63 for number in disguised)
 
 
 def test_leading_dimensions_that_lie_like_one_are_joined():
     assert launch.problems(torch.ones(4, 5), 2) == launch.problems(None, 2) == ((1,), (0,))
-    assert launch.problems(torch.ones(2, 3, 4, 5), 2) == ((6,), (20,))
-    assert launch.problems(torch.ones(2, 1, 3, 4, 5).transpose(0, 2), 2) == ((3, 2), (20, 60))
-    assert launch.problems(torch.ones(3, 4, 5)[None].expand(2, 3, 4, 5), 2) == ((2, 3), (0, 20))
+    for tensor, sizes, strides in (
+        (torch.ones(2, 3, 4, 5), (6,), (20,)),
+        (torch.ones(2, 1, 3, 4, 5).transpose(0, 2), (3, 2), (20, 60)),
+        (torch.ones(3, 4, 5)[None].expand(2, 3, 4, 5), (2, 3), (0, 20)),
+    ):
+        assert launch.problems(tensor, 2) == (launch.disguised(sizes), launch.disguised(strides))
 
 
 def timer_that_prefers(kernel, **best):

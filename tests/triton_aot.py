@@ -2,7 +2,8 @@
 
     python tests/triton_aot.py              every kernel, regime, dtype and flag, against tests/budget.json
     python tests/triton_aot.py --quick      float32 on sm_90 alone
-    python tests/triton_aot.py --all        also all combinations of these, which takes long; only spills are looked at
+    python tests/triton_aot.py --all        also all combinations of these, which takes hours, against no budget
+    python tests/triton_aot.py --all --kernel class_terms    those of one kernel
     python tests/triton_aot.py --write      renews tests/budget.json and docs/triton.md
     python tests/triton_aot.py --batches    whether another batch size compiles a kernel again
     python tests/triton_aot.py --wide       whether a step of the attack reads and writes 16 bytes at a time
@@ -28,6 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import budget
 from budget import TARGETS
@@ -243,6 +245,7 @@ _jobs: list[tuple[Specialisation, int]] = []  # handed to the worker processes b
 
 
 def compile_job(number: int) -> budget.Need | str:
+    """What a kernel needs, or what is wrong with it."""
     this, target = _jobs[number]
     activate(target)
     log = io.StringIO()
@@ -250,10 +253,54 @@ def compile_job(number: int) -> budget.Need | str:
         with contextlib.redirect_stdout(log):
             compiled = this.kernel.warmup(*this.args, grid=(1,), **dict(this.options))
     except Exception as error:  # the compiler's, whatever it is: the others are compiled all the same
-        return reason(error)
+        return f"does not compile: {reason(error)}"
+    if compiled.metadata.enable_fp_fusion and takes_its_way_by_floats(compiled.asm["ttir"]):
+        return "branches on floating numbers that lanes may have rounded differently, and is not launched AS_WRITTEN"
+    first, again = handed_over(this)
+    if first != again:
+        return f"is handed {again} when it is launched again, at first {first}"
     stores, loads = re.findall(r"(\d+) bytes spill (?:stores|loads)", log.getvalue())[-2:]
     (registers,) = re.findall(r"Used (\d+) registers", log.getvalue())[-1:]
     return budget.Need(int(registers), compiled.metadata.shared, int(stores) + int(loads))
+
+
+def handed_over(this: Specialisation) -> list[tuple[Any, ...]]:
+    """The grids and arguments that reach the GPU's driver at the first launch, which is Triton's, and at the second."""
+    from triton.compiler import CompiledKernel
+
+    from fairkernels.ops.triton_kernels import launch
+
+    handed: list[tuple[Any, ...]] = []
+
+    def without_gpu(kernel: Any) -> None:
+        kernel.module = kernel.function = kernel
+        kernel._run = lambda x, y, z, stream, function, packed, metadata, enter, leave, *args: handed.append(
+            (x, y, z, function.hash, args)
+        )
+
+    with mock.patch.object(CompiledKernel, "_init_handles", without_gpu):
+        for _ in range(2):
+            launch.launch_again(this.kernel, (5, 3), this.args, dict(this.options))
+    return handed
+
+
+def takes_its_way_by_floats(ttir: str) -> bool:
+    """Whether a loop or a branch depends on a comparison of floating numbers, however indirectly."""
+    sources = dict(re.findall(r"^\s*(%\w+)(?::\d+)? = (.*)", ttir, re.MULTILINE))
+    sources |= dict(re.findall(r"[(,] ?(%\w+) = (%\w+)", ttir))  # what a loop carries round
+    ways = re.findall(r"scf\.(?:if|condition)[ (](%\w+)", ttir)
+    for bounds in re.findall(r"scf\.for %\w+ = (%\w+) to (%\w+) step (%\w+)", ttir):
+        ways += bounds
+    seen: set[str] = set()
+    while ways:
+        name = ways.pop()
+        if name in seen or name not in sources:
+            continue
+        seen.add(name)
+        if sources[name].startswith("arith.cmpf"):
+            return True
+        ways += re.findall(r"%\w+", sources[name])
+    return False
 
 
 def reason(error: BaseException) -> str:
@@ -364,7 +411,8 @@ PROSE = """\
 On a GPU every operator that has one runs its Triton kernel, in float64, float32, bfloat16 and float16, with any
 strides. Triton compiles a kernel at its first call: for each dtype and choice of options in a few forms at most, which
 are those for small and for large problems, not one per batch size. Where logits lie transposed, batches of a multiple
-of 16 samples are a form of their own. All results are the same bits every time;
+of 16 samples are a form of their own. A launch like an earlier one goes straight to what was compiled for that one: to
+find it again takes Triton longer than the launch. All results are the same bits every time;
 `fairkernels.ops.triton_kernels.launch.tuned()` is a scope in which other numbers of warps and pipeline stages are
 tried, for who wants that.
 
@@ -380,7 +428,9 @@ tried, for who wants that.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
   against `tests/budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
   constant and every type occurs, and every choice of block sizes with float64 and without, of the spectral iterations
-  with all their flags; `--all` compiles the rest.
+  with all their flags; `--all` compiles the rest. Nor may a product and a sum be one instruction in a kernel whose
+  loops or branches depend on floating numbers: the lanes of a warp would round the sums that they exchange differently
+  and could part. What a kernel is handed at its second launch is compared with the first.
   The same program makes sure that there are few forms of a kernel whatever the batch size, and that whole blocks of
   `pgd_step` (l∞, float32) are read and written 16 bytes at a time.
 
@@ -405,8 +455,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("--quick", "--all", "--write", "--batches", "--wide"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument("--kernel", action="append", help="with --all: these kernels alone")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
     options = parser.parse_args()
+    if options.kernel and not options.all:
+        parser.error("--kernel goes with --all")
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # what is found there does not tell what it needs
@@ -425,9 +478,15 @@ def check(options: argparse.Namespace) -> Iterator[str]:
     every = every_specialisation(options.quick)
     written = budget.read("triton")
     if options.quick:
-        chosen = [this for this in every if str(this) in written["kernels"].get(this.name, (str(this),))]
+        chosen = [this for this in every if str(this) in written["kernels"].get(this.name, ())]
+        left_out = {this.name for this in every} - {this.name for this in chosen}
+        yield from (f"nothing of {name} for float32 is in the budget" for name in sorted(left_out))
+    elif options.all:
+        wanted = options.kernel or {this.name for this in every}
+        chosen = [this for this in every if this.name in wanted]
+        yield from (f"there is no kernel {name}" for name in sorted(set(wanted) - {this.name for this in chosen}))
     else:
-        chosen = every if options.all else covering(every)
+        chosen = covering(every)
     targets = (90,) if options.quick else TARGETS
     against = None if options.all or options.write else written
     needs: budget.Needs = {}

@@ -11,7 +11,6 @@ its first place in ``order``, so that a slot is found without a search and some 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 import triton
@@ -128,9 +127,8 @@ def class_starts(labels: Tensor, num_classes: int, ignore_index: int) -> ClassOr
 
 
 def counted(labels: Tensor, num_classes: int, ignore_index: int, *, ordered: bool) -> ClassOrder:
-    batch = labels.shape[-1]
+    batch, leading = labels.shape[-1], labels.shape[:-1].numel()
     sizes, strides = problems(labels, 1)
-    leading = prod(sizes)
     samples = batch if ordered else 0
     room = 4 * cdiv(leading * samples, 4)  # both tables begin at 16 bytes: else a kernel would be compiled again
     tables = torch.empty(room + leading * (num_classes + 1), dtype=torch.int32, device=labels.device)

@@ -31,7 +31,7 @@ from .class_rows import (
 )
 from .class_terms import Inputs, Results, Terms, Upstream
 from .common import divided, number, offset_of
-from .launch import cdiv, last_stride, launch, power_of_2, problems, real_type
+from .launch import AS_WRITTEN, cdiv, last_stride, launch, power_of_2, problems, real_type
 from .pair_penalty import pair_penalty
 from .spectral_tile import default_steering, leading_pair_tile, start_tile
 
@@ -350,15 +350,16 @@ def forward_small(inputs: Inputs, terms: Terms, results: Results) -> None:
     width = 3 + 2 * shape["BLOCK_K"] + (2 if charges else 1) * shape["BLOCK_K"] ** 2
     problem_count = logits.shape[:-2].numel()
     arguments = forward_arguments(inputs, terms, results)
+    ending = shape | (AS_WRITTEN if terms.spectral else {})  # it iterates
 
     stretch = batch if batch <= FEW else max(cdiv(batch, MOST_STRETCHES), FEW // 4)
     stretches = max(cdiv(batch, max(stretch, 1)), 1)
     if stretches == 1:
-        launch(class_terms, (problem_count, 1), *arguments(None, None, stretch), **shape)
+        launch(class_terms, (problem_count, 1), *arguments(None, None, stretch), **ending)
         return
     sums = logits.new_empty((problem_count, stretches, width), dtype=accumulation_dtype(logits.dtype))
     launch(class_terms, (problem_count, stretches), *arguments(sums, None, stretch), **shape)
-    launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **shape)
+    launch(class_terms, (problem_count, 1), *arguments(None, sums.sum(1), stretch), **ending)
 
 
 def blocks(logits: Tensor, crowded: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import number, undisguised
-from .launch import Leading
+from .launch import Numbers, disguised
 
 # --- on the host --------------------------------------------------------------------------------------------------
 
@@ -33,9 +33,9 @@ class Walk:
         return all(strides == (1,) for strides in self.strides)
 
     @property
-    def numbers(self) -> tuple[Leading, tuple[Leading, ...]]:
+    def numbers(self) -> tuple[Numbers, tuple[Numbers, ...]]:
         """Sizes and strides as kernels take them, who are the same for all of them."""
-        return Leading(self.sizes), tuple(map(Leading, self.strides))
+        return disguised(self.sizes), tuple(map(disguised, self.strides))
 
 
 def memory_order(tensor: Tensor, dims: Sequence[int]) -> list[int]:
@@ -83,9 +83,9 @@ def step_of(operands: Sequence[Tensor | None], d: int) -> tuple[int, ...]:
     return tuple(0 if t is None or t.shape[d] == 1 else t.stride(d) for t in operands)
 
 
-def first_of(images: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> tuple[tuple[int, ...], Leading]:
+def first_of(images: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> tuple[Numbers, Numbers]:
     """How far it is from one sample to the next; of images it is told what 16-byte accesses need to know."""
-    return tuple(t.stride(0) for t in images), Leading(step_of(tensors, 0))
+    return tuple(t.stride(0) for t in images), disguised(step_of(tensors, 0))
 
 
 def index_type(elements: int) -> tl.dtype:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,11 @@ from ..schema import accumulation_dtype
 REGISTERS = 65_536
 """Of a multiprocessor."""
 
+AS_WRITTEN = {"enable_fp_fusion": False}
+"""No product and sum become one instruction, for kernels whose numbers must be those of every other backend, and for
+those whose course (a loop, a branch) depends on sums: of two lanes that exchange their products each would round only
+that of the other, their sums could differ, and the threads of a warp take different ways."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -29,8 +35,9 @@ class Launch:
     in_place: bool = False
     """The kernel writes what it reads: called twice it gives something else than called once."""
 
-    def __call__(self) -> None:
-        self.kernel[self.grid](*self.args, **self.settings)
+    def __call__(self) -> Any:
+        """The kernel as it was compiled, if it was."""
+        return self.kernel[self.grid](*self.args, **self.settings)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,12 +60,42 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = Fals
     """
     if 0 in grid:
         return
-    args = tuple(disguised(arg) if isinstance(arg, tuple) else arg for arg in args)
+    if isinstance(kernel, triton.JITFunction) and not (_recorders or _timers):
+        launch_again(kernel, grid, args, options)
+        return
     this = Launch(kernel, grid, args, options, in_place)
     for launches, _ in _recorders:
         launches.append(this)
     if all(runs for _, runs in _recorders):
         (best(this, _timers[-1]) if _timers else this)()
+
+
+_compiled: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
+MOST_COMPILED = 4096  # of these; where other numbers come every time none is of use
+
+
+def launch_again(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """A launch that, from the second time on, passes over Triton's search for the kernel that it has compiled, which
+    looks at every argument and takes longer than the launch.
+
+    A kernel is kept for the very numbers that it was launched with, for tensors by dtype and by whether they lie on 16
+    bytes. It takes all arguments in order, constants as well.
+    """
+    key = (
+        id(kernel), triton.runtime.driver.active.get_current_device(), *options.values(), *options,
+        *[(arg.dtype, arg.data_ptr() % 16 == 0) if isinstance(arg, Tensor) else arg for arg in args],
+    )  # fmt: skip
+    kept = _compiled.get(key)
+    if kept is not None:
+        compiled, constants = kept
+        blocks = (*grid, 1, 1)
+        compiled[blocks](*args, *constants)
+        return
+    compiled = Launch(kernel, grid, args, options)()
+    if isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:  # there sizes matter, too
+        if len(_compiled) >= MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled, tuple(options[parameter.name] for parameter in kernel.params[len(args) :])
 
 
 @contextlib.contextmanager
@@ -162,44 +199,44 @@ def cdiv(n: int, block: int) -> int:
 
 def power_of_2(n: int, least: int = 1) -> int:
     """The least power of 2 that is at least n: blocks have such sizes."""
-    return max(triton.next_power_of_2(max(n, 1)), least)
+    return max(1 << (n - 1).bit_length() if n > 1 else 1, least)  # Triton's own takes as long as a launch
 
 
-class Leading(tuple[int, ...]):
-    """Sizes or strides of several problems, as kernels read them with ``offset_of``."""
+Numbers = tuple[int, ...]
 
 
-def problems(tensor: Tensor | None, inner: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def problems(tensor: Tensor | None, inner: int) -> tuple[Numbers, Numbers]:
     """Sizes and strides of the leading dimensions, all but the last ``inner``; neighbours that lie like one are joined.
 
     Kernels find a problem's first element with them (``offset_of``), so no layout has to be copied.
     """
-    sizes: list[int] = [1]
-    strides: list[int] = [0]
-    leading = [] if tensor is None else list(zip(tensor.shape, tensor.stride(), strict=True))[: tensor.dim() - inner]
-    for size, stride in leading:
+    return ((1,), (0,)) if tensor is None else joined(tensor.shape, tensor.stride(), inner)
+
+
+@functools.lru_cache(maxsize=1024)
+def joined(shape: Numbers, strides: Numbers, inner: int) -> tuple[Numbers, Numbers]:
+    sizes, steps = [1], [0]
+    for size, stride in list(zip(shape, strides, strict=True))[: len(shape) - inner]:
         if size == 1:
             continue
-        if strides[-1] == size * stride or sizes[-1] == 1:
-            sizes[-1], strides[-1] = sizes[-1] * size, stride
+        if steps[-1] == size * stride or sizes[-1] == 1:
+            sizes[-1], steps[-1] = sizes[-1] * size, stride
         else:
             sizes.append(size)
-            strides.append(stride)
-    return ((1,), (0,)) if sizes == [1] else (Leading(sizes), Leading(strides))
+            steps.append(stride)
+    return ((1,), (0,)) if sizes == [1] else (disguised(sizes), disguised(steps))
 
 
 DISGUISE = 2**62
 
 
-def disguised(arg: Any) -> Any:
-    """An argument whose sizes and strides of several problems, wherever in it, have become large odd numbers.
+def disguised(numbers: Iterable[int]) -> Numbers:
+    """Sizes or strides of several problems as large odd numbers, which kernels see through (``undisguised``).
 
     Triton compiles a kernel again when a number of a tuple becomes 1, a multiple of 16, or leaves 32 bits; what
     ``do_not_specialize`` says holds for single numbers only. For numbers that look alike there is one kernel.
     """
-    if isinstance(arg, Leading):
-        return tuple(DISGUISE + 2 * number + 1 for number in arg)
-    return tuple(map(disguised, arg)) if type(arg) is tuple else arg
+    return tuple(DISGUISE + 2 * number + 1 for number in numbers)
 
 
 def last_stride(tensor: Tensor | None) -> int:

@@ -8,14 +8,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import clip, element_offset, first_of, index_type, parameter, per_sample, walk, walk_all
-from .launch import cdiv, launch, power_of_2
+from .launch import AS_WRITTEN, cdiv, launch, power_of_2
 from .philox import in_order, uniform, words
 
 PARTIALS = 256
 """Into how many sums a sample that is too large for one program is split at most."""
-
-AS_WRITTEN = {"enable_fp_fusion": False}
-"""A product and a sum that become one instruction start from another point than every other backend."""
 
 Images = tuple[Tensor, Tensor]
 Tensors = tuple[Tensor | None, Tensor | None, Tensor | None]

@@ -8,7 +8,6 @@ directions. The small vector work in between is done by every program again, whi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..schema import accumulation_dtype
 from .common import offset_of
-from .launch import cdiv, launch, power_of_2, problems, real_type
+from .launch import AS_WRITTEN, cdiv, launch, power_of_2, problems, real_type
 from .spectral_tile import (
     LOST,
     best_combination,
@@ -705,12 +704,12 @@ def pair_of_one_program(
         kernel = spectral_norm_in_cache
     launch(
         kernel,
-        (prod(sizes),),
+        (matrix.shape[:-2].numel(),),
         matrix, start, pair.sigma, *((pair.v, pair.u) if turned else (pair.u, pair.v)),
         *upright.shape[-2:], *upright.stride()[-2:], 0 if start is None else start.stride(-1),
         sizes, strides, hint_sizes, hint_strides,
         iters, tol, noise,
-        num_warps=num_warps, LOCG=locg, TURNED=turned, REAL=real_type(matrix.dtype), **blocks,
+        **AS_WRITTEN, num_warps=num_warps, LOCG=locg, TURNED=turned, REAL=real_type(matrix.dtype), **blocks,
     )  # fmt: skip
 
 
@@ -734,7 +733,7 @@ class Steps:
         strides = matrix.stride()[-2:]
         self.strides = (strides[1], strides[0]) if self.short_is_v else strides
         self.layout = problems(matrix, 2)
-        self.problems = prod(self.layout[0])
+        self.problems = matrix.shape[:-2].numel()
 
         self.rows = 8 if self.short <= 1056 else 16 if self.short <= 2112 else 32  # of one program
         self.block = self.BLOCK // 2 if self.rows == 32 else self.BLOCK
@@ -805,7 +804,7 @@ class Steps:
                 grid,
                 gram, self.state, self.sums, self.done, self.answer,
                 turn, self.short, self.width, self.programs, self.limit,
-                **step, **all_sums,
+                **AS_WRITTEN, **step, **all_sums,
             )  # fmt: skip
         parts = cdiv(self.long, 16)
         launch(
@@ -814,7 +813,7 @@ class Steps:
             self.matrix, self.largest, gram, self.state, self.sums, self.done, self.answer,
             pair.sigma, *((pair.v, pair.u) if self.short_is_v else (pair.u, pair.v)),
             self.iters, self.short, self.long, self.width, self.programs, parts, *self.strides, *self.layout,
-            num_warps=4,
+            **AS_WRITTEN, num_warps=4,
             LOCG=self.locg, SHORT_IS_V=self.short_is_v, REAL=self.real, LONG=16, BLOCK=self.BLOCK, **all_sums,
         )  # fmt: skip
 
@@ -885,7 +884,7 @@ def spectral_norm_backward(
     parts = cdiv(rows, block_m) * cdiv(columns, block_n)
     launch(
         spectral_norm_gradient,
-        (prod(sizes) * parts,),
+        (grad.numel() * parts,),
         grad, u.contiguous(), v.contiguous(), out, rows, columns, sizes, strides,
         num_warps=8, BLOCK_M=block_m, BLOCK_N=block_n,
     )  # fmt: skip

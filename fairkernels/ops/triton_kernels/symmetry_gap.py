@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -250,7 +249,7 @@ class Call:
         self.real = real_type(confusion.dtype)
         self.classes = confusion.shape[-1]
         self.sizes, self.strides = problems(confusion, 2)
-        self.problems = prod(self.sizes)
+        self.problems = confusion.shape[:-2].numel()
         self.whole = self.classes <= (64 if double else largest)
         self.block = power_of_2(self.classes, 16) if self.whole else (32 if double else 64)
         self.tiles = cdiv(self.classes, self.block)
