@@ -1,4 +1,5 @@
-"""What the Triton kernels read and write, counted on the interpreter: it sees every address.
+"""What the Triton kernels do in memory, seen on the interpreter, which knows every address: how many bytes they move,
+and two things that it does not enforce. No address lies beside the tensors of a launch; no two programs race.
 
 Kernels of PyTorch are not seen. What is read again out of the cache counts again: a GPU's memory moves less.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -20,67 +21,125 @@ from torch import Tensor
 
 from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops import dispatch, triton_kernels
-from fairkernels.ops.samples import Maker
+from fairkernels.ops.samples import IGNORE, Maker, Sample
 from fairkernels.ops.schema import OPERATORS
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+from test_forward import strided
 from triton_calls import WITH_KERNELS, of_size
 
-from fairkernels.ops.triton_kernels import class_order, class_rates, launch, trades_kl
+from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms, spectral_norm, trades_kl
+from fairkernels.ops.triton_kernels.launch import Launch, launch, recorded
 
 pytestmark = pytest.mark.skipif(not triton_kernels.interpreted(), reason="needs TRITON_INTERPRET=1")
 
 # --- the watcher --------------------------------------------------------------------------------------------------
 
+READ, WRITTEN, UPDATED = range(3)  # the last one atomically: a read and a write
+
+LANE = np.dtype(
+    [
+        ("launch", np.int64),
+        ("program", np.int64),
+        ("deed", np.int64),
+        ("address", np.uint64),
+        ("size", np.uint64),
+        ("value", np.uint64),  # that is written, bit by bit; else 0
+    ]
+)
+"""What one active lane of an instruction does."""
+
 
 @dataclass
 class Accesses:
-    """Addresses, and how many bytes there are at each."""
+    """What the programs of some launches do in memory."""
 
-    entries: list[tuple[np.ndarray, int]] = field(default_factory=list)
+    launches: list[Launch]
+    noted: list[np.ndarray] = field(default_factory=list)
 
-    def note(self, pointers: Any, mask: Any) -> None:
-        there = np.broadcast_to(mask.data.astype(bool), pointers.data.shape)
-        self.entries.append((pointers.data[there], pointers.get_element_ty().primitive_bitwidth // 8))
+    def note(self, builder: Any, deed: int, pointers: Any, mask: Any, value: Any = None) -> None:
+        active = np.broadcast_to(mask.data.astype(bool), pointers.data.shape)
+        lanes = np.zeros(np.count_nonzero(active), LANE)
+        lanes["launch"] = len(self.launches) - 1
+        lanes["program"] = np.ravel_multi_index(builder.grid_idx, builder.grid_dim)
+        lanes["deed"] = deed
+        lanes["address"] = pointers.data[active]
+        lanes["size"] = pointers.get_element_ty().primitive_bitwidth // 8
+        if value is not None:
+            values = np.broadcast_to(value.data, active.shape)[active]
+            lanes["value"] = values.view(f"u{values.itemsize}")
+        self.noted.append(lanes)
 
-    def bytes(self) -> int:
-        return sum(addresses.size * size for addresses, size in self.entries)
+    def lanes(self) -> np.ndarray:
+        return np.concatenate(self.noted)
 
-    def each(self, tensor: Tensor) -> float:
-        """How often an element of the tensor is met on average."""
-        begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        return sum(int(((at >= begin) & (at < end)).sum()) for at, _ in self.entries) / tensor.numel()
+    def of_launches(self) -> Iterator[tuple[Launch, np.ndarray]]:
+        lanes = self.lanes()
+        for number, launched in enumerate(self.launches):
+            yield launched, lanes[lanes["launch"] == number]
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[tuple[Accesses, Accesses]]:
-    """What interpreted kernels read and what they write while inside. An atomic operation does both."""
+def watched() -> Iterator[Accesses]:
+    """What interpreted kernels do in memory while inside."""
     from triton.runtime.interpreter import InterpreterBuilder as Builder
 
-    reads, writes = Accesses(), Accesses()
     load, store, atomic = Builder.create_masked_load, Builder.create_masked_store, Builder.create_atomic_rmw
 
     def watched_load(self, pointers, mask, *rest):
-        reads.note(pointers, mask)
+        accesses.note(self, READ, pointers, mask)
         return load(self, pointers, mask, *rest)
 
     def watched_store(self, pointers, value, mask, *rest):
-        writes.note(pointers, mask)
+        accesses.note(self, WRITTEN, pointers, mask, value)
         return store(self, pointers, value, mask, *rest)
 
     def watched_atomic(self, operation, pointers, value, mask, *rest):
-        reads.note(pointers, mask)
-        writes.note(pointers, mask)
+        accesses.note(self, UPDATED, pointers, mask)
         return atomic(self, operation, pointers, value, mask, *rest)
 
     with (
         patch.object(Builder, "create_masked_load", watched_load),
         patch.object(Builder, "create_masked_store", watched_store),
         patch.object(Builder, "create_atomic_rmw", watched_atomic),
-        launch.recorded(),  # keeps all tensors, so that none lies where another one lay
+        recorded() as launches,  # keeps all tensors, so that none lies where another one lay
     ):
-        yield reads, writes
+        accesses = Accesses(launches)
+        yield accesses
+
+
+def in_tensor(lanes: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Which lanes meet a whole element between the first and the last one of the tensor."""
+    if not tensor.numel():
+        return np.zeros(len(lanes), bool)
+    begin, size, address = tensor.data_ptr(), tensor.itemsize, lanes["address"]
+    steps = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    inside = (begin <= address) & (address <= begin + steps * size)
+    return inside & (lanes["size"] == size) & (address % size == begin % size)
+
+
+def astray(launched: Launch, lanes: np.ndarray) -> np.ndarray:
+    """Addresses beside all tensors that the launch was given."""
+    tensors = [arg for arg in launched.args if isinstance(arg, Tensor)]
+    known = np.logical_or.reduce([in_tensor(lanes, tensor) for tensor in tensors])
+    return lanes["address"][~known]
+
+
+def raced_for(lanes: np.ndarray) -> np.ndarray:
+    """Addresses in which what a launch does depends on which of its programs comes first.
+
+    Where several programs meet they may all read, all update, or all write one and the same value.
+    """
+    lanes = lanes[np.argsort(lanes["address"])]
+    addresses, starts = np.unique(lanes["address"], return_index=True)
+
+    def several(name: str) -> np.ndarray:
+        return np.minimum.reduceat(lanes[name], starts) != np.maximum.reduceat(lanes[name], starts)
+
+    return addresses[several("program") & (several("deed") | several("value"))]
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -108,12 +167,34 @@ class Traffic:
     def __str__(self) -> str:
         return f"{self.operator}, {self.sample}, {'x'.join(map(str, self.size))} {self.limit}".strip()
 
+    def arguments(self) -> tuple:
+        """The call with tensors of that size; without ignored samples."""
+        make = Maker(torch.float32)
+        s = of_size(self.operator, sample(self.operator, self.sample), self.size)
+        classes = self.size[1] if len(self.size) == 2 else 10
 
-SHORT = dict.fromkeys(class_rates.LONGEST_ROW, 64)
+        def filled(t: Tensor) -> Tensor:
+            return make.uniform(*t.shape) if t.is_floating_point() else make.classes(*t.shape, count=classes)
+
+        return handed_on(self.operator, replace_tensors(s, filled))
+
+
+def rows_of(most: int) -> dict:
+    return dict.fromkeys(class_rates.LONGEST_ROW, most)
+
+
+def never(*_: Any) -> bool:
+    return False
+
+
 LIMITS = {
     "": (),
-    "long rows": ((class_rates, "LONGEST_ROW", SHORT), (trades_kl, "LONGEST_ROW", SHORT)),
+    "long rows": ((class_rates, "LONGEST_ROW", rows_of(64)), (trades_kl, "LONGEST_ROW", rows_of(64))),
+    "longest row 8": ((class_terms, "fits_one_program", never), (class_rates, "LONGEST_ROW", rows_of(8))),
     "sorted": ((class_order, "MOST_COUNTED", -1),),
+    "many classes": ((class_terms, "fits_one_program", never),),
+    "many samples": ((class_terms, "fits_one_program", never), (class_rates, "SAMPLES_OF_A_PART", 1)),
+    "large": ((spectral_norm, "fits_registers", never), (spectral_norm, "fits_cache", never)),
 }
 
 OWN_40, OWN_70, OWN_80, OWN_100 = (1 + 1 / classes for classes in (40, 70, 80, 100))
@@ -171,43 +252,170 @@ TRAFFIC = (
 samples reads: 8 bytes a sample for each 16 samples and classes, out of the cache. "sorted" leaves them to PyTorch."""
 
 
-@pytest.mark.parametrize("traffic", TRAFFIC, ids=str)
-def test_bytes(traffic):
-    """Main inputs and the main result have the shape of the first argument. Such a result is written once."""
-    name = traffic.operator
-    operator, args = OPERATORS[name], arguments(traffic)
+@dataclass(frozen=True)
+class Edge:
+    """A call whose tensors have gaps between their elements; its bytes are not counted."""
+
+    operator: str
+    sample: Sample
+    limit: str
+
+    def __str__(self) -> str:
+        return f"{self.operator}, {self.sample.name}, {self.limit}".strip(", ")
+
+    def arguments(self) -> tuple:
+        return handed_on(self.operator, replace_tensors(self.sample, strided))
+
+
+def wrong_labels(samples: int, classes: int) -> Sample:
+    """Two problems in which some labels are no class."""
+    labels = Maker().classes(2, samples, count=classes)
+    labels[:, 1:5] = torch.tensor([classes, -5, 2**40, IGNORE])
+    return Sample(f"wrong labels, {samples}x{classes}", (Maker().normal(2, samples, classes), labels))
+
+
+MATRICES = Sample(
+    "power, start", (Maker().uniform(2, 20, 24),), {"method": "power", "iters": 10, "start": Maker().uniform(2, 24)}
+)
+BATCHES = ((6, 20, ""), (6, 20, "many classes"), (5, 9, "longest row 8"), (19, 5, "many samples"))
+OPTIONS = {"soft_confusion": {}, "fair_cross_entropy": {"spec_weight": 0.3, "surrogate": "kl-all"}}
+EDGES = (
+    Edge("spectral_norm", MATRICES, "large"),
+    *(
+        Edge(name, replace(wrong_labels(samples, classes), kwargs=options), limit)
+        for name, options in OPTIONS.items()
+        for samples, classes, limit in BATCHES
+    ),
+)
+"""What the calls above do not reach: kernels of other options, and addresses that a label of no class would lead to."""
+
+
+# --- what is seen -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Half:
+    """Forward or backward of a call, and what was seen of it."""
+
+    args: tuple
+    results: tuple[Tensor, ...]
+    accesses: Accesses
+
+
+@pytest.fixture(scope="module")
+def seen(request) -> tuple[Traffic | Edge, list[Half]]:
+    """A call, which is made once for all that is to be known about it."""
+    operator, args = OPERATORS[request.param.operator], request.param.arguments()
     with contextlib.ExitStack() as limits:
-        for place, attribute, value in LIMITS[traffic.limit]:
+        limits.enter_context(patch.object(dispatch, "check_classes"))  # nobody looks at labels on a GPU
+        for place, attribute, value in LIMITS[request.param.limit]:
             limits.enter_context(patch.object(place, attribute, value))
         with watched() as accesses:
             results = dispatch.forward(operator, args, "triton")
-        check(traffic.forward, args, results, *accesses)
+        halves = [Half(args, results, accesses)]
         if operator.differentiable:
             saved = tuple(results[place] for place in operator.saved_places)
             with watched() as accesses:
                 grads = dispatch.backward(operator, torch.ones_like(results[0]), args, saved, "triton")
-            check(traffic.backward, args, grads, *accesses)
+            halves.append(Half(args, grads, accesses))
+    return request.param, halves
 
 
-def arguments(traffic: Traffic) -> tuple:
-    """The call with tensors of that size; without ignored samples."""
-    make = Maker(torch.float32)
-    s = of_size(traffic.operator, sample(traffic.operator, traffic.sample), traffic.size)
-    classes = traffic.size[1] if len(traffic.size) == 2 else 10
-
-    def filled(tensor: Tensor) -> Tensor:
-        return make.uniform(*tensor.shape) if tensor.is_floating_point() else make.classes(*tensor.shape, count=classes)
-
-    return handed_on(traffic.operator, replace_tensors(s, filled))
+every_call = pytest.mark.parametrize("seen", [*TRAFFIC, *EDGES], ids=str, indirect=True)
 
 
-def check(stated: Way, args: tuple, results: tuple[Tensor, ...], reads: Accesses, writes: Accesses) -> None:
-    main = [t for t in args if isinstance(t, Tensor) and t.shape == args[0].shape]
-    assert [reads.each(t) for t in main] == pytest.approx([stated.reads] * len(main))
-    like_main = [t for t in results if t.shape == args[0].shape and t.is_floating_point()]
-    assert [writes.each(t) for t in like_main] == [1] * len(like_main)
-    assert math.ceil((reads.bytes() + writes.bytes()) / args[0].numel()) == stated.bytes
+@pytest.mark.parametrize("seen", TRAFFIC, ids=str, indirect=True)
+def test_bytes(seen):
+    """Main inputs and the main result have the shape of the first argument. Such a result is written once."""
+    traffic, halves = seen
+    for stated, half in zip((traffic.forward, traffic.backward), halves, strict=False):
+        lanes, first = half.accesses.lanes(), half.args[0]
+        reads, writes = lanes[lanes["deed"] != WRITTEN], lanes[lanes["deed"] != READ]
+        main = [t for t in half.args if isinstance(t, Tensor) and t.shape == first.shape]
+        assert [often(reads, t) for t in main] == pytest.approx([stated.reads] * len(main))
+        like_main = [t for t in half.results if t.shape == first.shape and t.is_floating_point()]
+        assert [often(writes, t) for t in like_main] == [1] * len(like_main)
+        moved = reads["size"].sum() + writes["size"].sum()
+        assert math.ceil(moved / first.numel()) == stated.bytes
+
+
+def often(lanes: np.ndarray, tensor: Tensor) -> float:
+    """How often an element of the tensor is met on average."""
+    return np.count_nonzero(in_tensor(lanes, tensor)) / tensor.numel()
+
+
+def launches_of(seen: tuple[Traffic | Edge, list[Half]]) -> Iterator[tuple[Launch, np.ndarray]]:
+    for half in seen[1]:
+        yield from half.accesses.of_launches()
+
+
+@every_call
+def test_no_address_is_astray(seen):
+    for launched, lanes in launches_of(seen):
+        assert not astray(launched, lanes).size, launched.name
+
+
+@every_call
+def test_no_programs_race(seen):
+    for launched, lanes in launches_of(seen):
+        assert not raced_for(lanes).size, launched.name
 
 
 def test_every_operator_has_its_bytes_counted():
     assert {traffic.operator for traffic in TRAFFIC} == set(WITH_KERNELS)
+
+
+# --- the watcher is not blind -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def copy_without_a_mask(source, target, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at))
+
+
+@pytest.mark.parametrize(("readable", "writable", "count"), [(8, 8, 0), (5, 8, 3), (8, 7, 1), (5, 7, 4)])
+def test_an_address_beside_its_tensor_is_astray(readable, writable, count):
+    """Of memory that is there: of a tensor of eight numbers a kernel is given fewer."""
+    source, target = torch.zeros(8), torch.zeros(8)
+    with watched() as accesses:
+        launch(copy_without_a_mask, (1,), source[:readable], target[:writable], num_warps=4, BLOCK=8)
+    (there,) = accesses.of_launches()
+    assert astray(*there).size == count
+
+
+@triton.jit
+def do(place, DEED: tl.constexpr):
+    if DEED == "read":
+        tl.load(place)
+    elif DEED == "add":
+        tl.atomic_add(place, 1)
+    else:
+        tl.store(place, DEED)
+
+
+@triton.jit
+def one_each(place, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    if tl.program_id(0) == 0:
+        do(place, FIRST)
+    else:
+        do(place, SECOND)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "race"),
+    [
+        ("read", "read", False),
+        ("add", "add", False),
+        (1, 1, False),
+        (1, 2, True),
+        (1, "read", True),
+        ("read", 1, True),
+        ("add", "read", True),
+        ("add", 1, True),
+    ],
+)
+def test_programs_race_where_their_order_matters(first, second, race):
+    with watched() as accesses:
+        launch(one_each, (2,), torch.zeros(1, dtype=torch.int32), num_warps=4, FIRST=first, SECOND=second)
+    assert raced_for(accesses.lanes()).size == race
