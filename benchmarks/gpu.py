@@ -456,6 +456,7 @@ def content_of(run: Run, seconds: float) -> dict[str, Any]:
         "machine": facts.get("machine"),
         "ok": all(step["status"] != FAILED for step in run.steps.values()),
         "seconds": round(seconds, 1),
+        "goals": bench_gpu.verdicts(run.steps.get("bench", {}).get("cells", [])),
         "steps": run.steps,
     }
 
@@ -471,6 +472,7 @@ def report(content: Mapping[str, Any]) -> str:
     if cells:
         copy = timed[0].get("copy_gigabytes_per_second")
         lines += ["", f"Benchmark; a copy reaches {copy} GB/s", bench_gpu.table(cells)]
+    lines += ["", "Goals, cold", bench_gpu.told(content["goals"])]
     lines += ["", f"{'step':<11} {'':<9} {'seconds':>8}"]
     for name, step in content["steps"].items():
         lines.append(f"{name:<11} {step['status']:<9} {step['seconds']:>8} {about(step)}".rstrip())

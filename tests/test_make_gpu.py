@@ -92,6 +92,8 @@ def test_a_dry_run_needs_little_and_writes_the_whole_file(python, gpu, tmp_path)
         assert cell["found"]["native"]["microseconds"] > 0 or "left out" in cell["found"]["native"]
         assert cell["found"][EAGER]["microseconds"] > 0
         assert cell["bytes"] > 0
+    assert [goal["backend"] for goal in content["goals"]] == [*bench_gpu.OURS] * len(bench_gpu.GOALS)
+    assert all(goal["goal"] in done.stdout for goal in content["goals"])
 
 
 def test_all_tests_are_collected_where_packages_are_missing(python):
@@ -287,3 +289,55 @@ def test_operators_of_the_benchmark_are_those_of_the_table():
     from fairkernels.ops.schema import OPERATORS
 
     assert bench_gpu.PROBLEMS.keys() == OPERATORS.keys()
+
+
+# --- goals --------------------------------------------------------------------------------------------------------
+
+
+def measured(goal, **times):
+    """The cells of a goal; microseconds and share of the copy of an implementation, or why it was not timed."""
+    found = {
+        name: time if isinstance(time, str) else {"microseconds": 100 * time, "share_of_copy": time}
+        for name, time in {**times, "F.cross_entropy": 1.0}.items()
+    }
+    return [
+        {**bench_gpu.head(case, problem), "pass": goal.timed, "found": found}
+        for case in bench_gpu.CASES
+        for problem in goal.problems
+        if case.operator == goal.operator and case.variant in goal.variants
+    ]
+
+
+@pytest.mark.parametrize(("goal", "good", "bad"), list(zip(bench_gpu.GOALS, (0.9, 0.95), (1.5, 0.8), strict=True)))
+def test_a_goal_is_reached_where_its_worst_cell_reaches_it(goal, good, bad):
+    cells = measured(goal, native=good, triton="left out: no time was left")
+    native, triton = (bench_gpu.verdict(goal, backend, cells) for backend in bench_gpu.OURS)
+    assert (native["verdict"], native["worst"], native["measured"]) == ("reached", good, native["asked"])
+    assert (triton["verdict"], triton["measured"]) == ("not measured", 0)
+
+    *others, last = cells
+    assert bench_gpu.verdict(goal, "native", others)["verdict"] == "not measured"
+    missed = bench_gpu.verdict(goal, "native", [*others, *measured(goal, native=bad)[-1:]])
+    assert (missed["verdict"], missed["worst"]) == ("not reached", bad)
+    assert missed["at"].endswith(bench_gpu.sizes_of(last))
+    assert f"native: not reached, worst {bad}" in bench_gpu.told([missed])
+
+
+def test_cells_that_no_goal_asks_for_do_not_count():
+    goal = bench_gpu.GOALS[0]
+    others = [
+        {**cell, **other}
+        for cell in measured(goal, native=2.0)
+        for other in ({"pass": "forward"}, {"variant": "spec_weight=1"}, {"sizes": {"B": 2, "K": 2}})
+    ]
+    assert bench_gpu.verdict(goal, "native", others)["measured"] == 0
+
+
+@pytest.mark.parametrize("goal", bench_gpu.GOALS)
+def test_what_a_goal_asks_for_is_measured(goal):
+    pairs = list(bench_gpu.GpuBench("cpu", 0.0).pairs())
+    asked = [case for case, problem in pairs if goal.asks_for({**bench_gpu.head(case, problem), "pass": goal.timed})]
+    assert len(asked) == len(goal.variants) * len(goal.problems)
+    for case in asked:
+        assert goal.timed in case.passes
+        assert goal.figure is not bench_gpu.beside_cross_entropy or "F.cross_entropy" in case.rivals

@@ -264,9 +264,8 @@ def table(cells: list[Line]) -> str:
     """Plain text: a line a cell and implementation; ``×`` is how many times as long as eager PyTorch it took."""
     lines = [f"{'µs cold':>10} {'µs wall':>10} {'GB/s':>7} {'copy':>5} {'launches':>8} {'× eager':>8}"]
     for cell in cells:
-        sizes = "x".join(map(str, cell["sizes"].values()))
         variant = f" ({cell['variant']})" if cell["variant"] else ""
-        lines.append(f"{cell['operator']}{variant} {sizes}, {cell['pass']}")
+        lines.append(f"{cell['operator']}{variant} {sizes_of(cell)}, {cell['pass']}")
         eager = cell["found"].get(EAGER)
         for implementation, found in cell["found"].items():
             if isinstance(found, str):
@@ -279,4 +278,103 @@ def table(cells: list[Line]) -> str:
                 f"{found['gigabytes_per_second']:7.0f} {found['share_of_copy']:5.0%} {launches:>8} {ratio:8.2f} "
                 f"{implementation}"
             )
+    return "\n".join(lines)
+
+
+def sizes_of(cell: Line) -> str:
+    return "x".join(map(str, cell["sizes"].values()))
+
+
+# --- goals --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What each backend of ours is to reach with a cold cache, at every size and in every variant."""
+
+    text: str
+    operator: str
+    variants: tuple[str, ...]
+    timed: str
+    """Forward, or both passes."""
+    problems: tuple[Problem, ...]
+    figure: Callable[[Line, str], float | None]
+    """Of a backend in what was found; None where it was not measured."""
+    limit: float
+    at_least: bool
+
+    def asks_for(self, cell: Line) -> bool:
+        return (
+            (cell["operator"], cell["pass"]) == (self.operator, self.timed)
+            and cell["variant"] in self.variants
+            and cell["sizes"] in [dict(problem.sizes) for problem in self.problems]
+        )
+
+    def is_reached(self, figure: float) -> bool:
+        return figure >= self.limit if self.at_least else figure <= self.limit
+
+
+def beside_cross_entropy(found: Line, backend: str) -> float | None:
+    ours, theirs = found.get(backend), found.get("F.cross_entropy")
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return None
+    return short(ours["microseconds"] / theirs["microseconds"])
+
+
+def share_of_copy(found: Line, backend: str) -> float | None:
+    ours = found.get(backend)
+    return ours["share_of_copy"] if isinstance(ours, dict) else None
+
+
+GOALS = (
+    Goal(
+        "fair_cross_entropy, forward+backward: at most 1.00 of the time of F.cross_entropy, at every size",
+        "fair_cross_entropy",
+        ("",),
+        BOTH,
+        PROBLEMS["fair_cross_entropy"],
+        beside_cross_entropy,
+        limit=1.0,
+        at_least=False,
+    ),
+    Goal(
+        "pgd_step, linf, 128x3x224x224: at least 0.90 of the copy bandwidth",
+        "pgd_step",
+        ("linf, into given memory", "linf, new result"),
+        FORWARD,
+        images((128, 3, 224, 224)),
+        share_of_copy,
+        limit=0.9,
+        at_least=True,
+    ),
+)
+
+
+def verdicts(cells: list[Line]) -> list[Line]:
+    return [verdict(goal, backend, cells) for goal in GOALS for backend in OURS]
+
+
+def verdict(goal: Goal, backend: str, cells: list[Line]) -> Line:
+    """Of the worst figure. One that misses the goal is enough; for a goal to be reached all must have been measured."""
+    asked = [cell for cell in cells if goal.asks_for(cell)]
+    figures = [(figure, cell) for cell in asked if (figure := goal.figure(cell["found"], backend)) is not None]
+    found = {"goal": goal.text, "backend": backend, "measured": len(figures)}
+    found |= {"asked": len(goal.variants) * len(goal.problems), "verdict": "not measured"}
+    if not figures:
+        return found
+    worst, cell = (min if goal.at_least else max)(figures, key=lambda pair: pair[0])
+    found |= {"worst": worst, "at": ", ".join(filter(None, (cell["variant"], sizes_of(cell))))}
+    if not goal.is_reached(worst):
+        return {**found, "verdict": "not reached"}
+    return {**found, "verdict": "reached" if found["measured"] == found["asked"] else "not measured"}
+
+
+def told(verdicts: list[Line]) -> str:
+    """Plain text: a line a goal and one for every backend."""
+    lines = []
+    for found in verdicts:
+        lines += [found["goal"]] * (found["backend"] == OURS[0])
+        worst = f", worst {found['worst']:.4g} at {found['at']}" if "worst" in found else ""
+        measured = f"{found['measured']} of {found['asked']} measured"
+        lines.append(f"    {found['backend']}: {found['verdict']}{worst} ({measured})")
     return "\n".join(lines)
