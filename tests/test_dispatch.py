@@ -220,6 +220,17 @@ def test_without_triton_there_is_a_reason_and_all_else_runs(tmp_path):
     assert "triton is not installed" in done.stdout, done.stderr
 
 
+def test_gpus_that_the_triton_kernels_are_not_for_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), (8, 0))[index])
+    assert triton_kernels.other_gpu() is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), (7, 5))[index])
+    assert "from sm_80 on, there is one of sm_75" in triton_kernels.other_gpu()
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "NVIDIA's GPUs" in triton_kernels.other_gpu()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Triton's builds for Windows bring a compiler")
 def test_what_triton_starts_its_kernels_with_must_be_there(monkeypatch, tmp_path):
     (tmp_path / "Python.h").write_text("")

@@ -244,10 +244,23 @@ def test_a_label_that_is_no_class_with_fewer_samples_than_classes(name, classes)
 
 
 @pytest.mark.parametrize("ordered_by", ["counting", "sorting"])
-@pytest.mark.parametrize(("count", "classes"), [(300, 130), (70, 200), (1, 5), (0, 5), (5, 5000)])
-def test_class_order(ordered_by, count, classes):
+@pytest.mark.parametrize(
+    ("count", "classes", "layout"),
+    [
+        (300, 130, "in order"),
+        (70, 200, "in order"),
+        (70, 200, "transposed"),
+        (70, 200, "alike"),
+        (1, 5, "in order"),
+        (0, 5, "in order"),
+        (5, 5000, "in order"),
+    ],
+)
+def test_class_order(ordered_by, count, classes, layout):
     labels = Maker().classes(2, count, count=classes + 2) - 1  # -1 and `classes` are no classes
     labels = torch.where(labels % 7 == 3, IGNORE, labels)
+    if layout != "in order":
+        labels = labels.t().contiguous().t() if layout == "transposed" else labels[:1].expand(labels.shape)
     known = torch.where((labels < 0) | (labels >= classes), 0, labels)
     keys = torch.where(labels == IGNORE, classes, known)
     in_order, order = keys.sort(dim=-1, stable=True)
@@ -256,6 +269,8 @@ def test_class_order(ordered_by, count, classes):
         found = class_order.class_order(labels, classes, IGNORE)
         assert torch.equal(found.order.long(), order)
         assert torch.equal(found.starts.long(), starts)
+        assert found.order.is_contiguous(), "kernels read it as if it were"
+        assert found.starts.is_contiguous()
         assert torch.equal(class_order.class_starts(labels, classes, IGNORE).starts.long(), starts)
 
 

@@ -35,6 +35,9 @@ MODULES = {
 }
 """Where the kernels of an operator are."""
 
+OLDEST_GPU = (8, 0)
+"""Compute capability from which on Triton supports GPUs."""
+
 
 @cache
 def missing(device: str) -> str | None:
@@ -42,11 +45,22 @@ def missing(device: str) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     if device == "cuda":
-        return no_launcher()
+        return other_gpu() or no_launcher()
     if device != "cpu":
         return f"there are no triton kernels for {device} tensors"
     return (
         None if interpreted() else "triton kernels need a GPU tensor, or TRITON_INTERPRET=1 before triton is imported"
+    )
+
+
+def other_gpu() -> str | None:
+    """Why the GPUs of this machine are none that the kernels are compiled for, or None."""
+    if torch.version.hip is not None:
+        return "the triton kernels are for NVIDIA's GPUs"
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    oldest = min((torch.cuda.get_device_capability(index) for index in devices), default=OLDEST_GPU)
+    return (
+        None if oldest >= OLDEST_GPU else f"triton needs GPUs from sm_80 on, there is one of sm_{oldest[0]}{oldest[1]}"
     )
 
 
@@ -78,7 +92,17 @@ def kernel_of(name: str, module: str) -> Callable[..., Any]:
 
 
 def call(operator: str, args: tuple[Any, ...], suffix: str = "") -> tuple[Tensor, ...]:
-    """All results of an operator (or, with a suffix, of its backward), on the device of its first tensor."""
-    with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, Tensor))):
+    """All results of an operator (or, with a suffix, of its backward), on the device of its first tensor.
+
+    Raises:
+        RuntimeError: if a tensor is on another device, whose addresses a kernel would not reach.
+    """
+    first, *others = [arg for arg in args if isinstance(arg, Tensor)]
+    for other in others:
+        if other.device != first.device:
+            raise RuntimeError(
+                f"all tensors of {operator} must be on the device of the first ({first.device}), got {other.device}"
+            )
+    with torch.cuda.device_of(first):
         results = kernel_of(operator + suffix, operator)(*args)
     return results if isinstance(results, tuple) else (results,)

@@ -25,7 +25,7 @@ from .class_blocks import (
 from .class_order import class_starts
 from .class_rates import is_direct, slot_count, tile_of
 from .class_terms import Inputs, Terms, Upstream
-from .common import number, offset_of
+from .common import divided, number, offset_of
 from .launch import cdiv, last_stride, launch, problems, real_type
 
 
@@ -64,7 +64,7 @@ def slopes_by_rate(
                                "class_weight_sizes", "class_weight_strides", "grad_sizes", "grad_strides",
                                "ignore_index"])  # fmt: skip
 def gradient_by_logits(
-    logits, labels, sample_weight, weight, class_weight, starts, divisors, grad, coefficients, by_count, u, v, out,
+    logits, labels, sample_weight, weight, class_weight, starts, divisors, grad, coefficients, counts, u, v, out,
     B, K, tiles, slots, width, row_stride, column_stride, label_stride, sample_stride, weight_stride,
     class_weight_stride, grad_row_stride, grad_column_stride,
     sizes, strides, label_sizes, label_strides, sample_sizes, sample_strides, weight_sizes, weight_strides,
@@ -105,8 +105,8 @@ def gradient_by_logits(
     label = tl.where(kept & (given >= 0) & (given < K), given, 0)
     unit = load_weights(labels, sample_weight, row, kept, label_stride, sample_stride, K, REAL)
     if CONFUSION:
-        if by_count is not None:
-            unit = unit * tl.load(by_count + problem * K + label)
+        if counts is not None:
+            unit = divided(unit, tl.load(counts + problem * K + label))
     else:
         unit = unit * tl.load(grad).to(REAL)
     heat = number(temperature, REAL)
@@ -315,14 +315,12 @@ def mean_divisor(
     tl.store(divisors + problem, tl.sum(total, 0))
 
 
-def inverse_counts(upstream: Upstream, terms: Terms) -> Tensor | None:
-    """What rows of a confusion matrix were multiplied by, ``[..., K]``."""
+def divisors_of_rows(upstream: Upstream, terms: Terms) -> Tensor | None:
+    """What the rows of a confusion matrix were divided by, ``[..., K]``, contiguous."""
     if upstream.counts is None or terms.normalize == "none":
         return None
     counts = upstream.counts
-    if terms.normalize == "all":
-        counts = counts.sum(-1, keepdim=True).expand(counts.shape)
-    return torch.where(counts == 0, 0, 1 / counts)
+    return counts if terms.normalize == "true" else counts.sum(-1, keepdim=True).expand(counts.shape).contiguous()
 
 
 def gradient(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
@@ -363,7 +361,7 @@ def gradient(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
         gradient_by_logits,
         (leading * tiles,),
         logits, labels, inputs.sample_weight, inputs.weight, inputs.class_weight, starts, divisors, upstream.grad,
-        upstream.coefficients if symmetry else None, inverse_counts(upstream, terms),
+        upstream.coefficients if symmetry else None, divisors_of_rows(upstream, terms),
         upstream.u if spectral else None, upstream.v if spectral else None, out,
         batch, num_classes, tiles, slots, slots if terms.absent == "ignore" else num_classes,
         *logits.stride()[-2:], labels.stride(-1), last_stride(inputs.sample_weight), last_stride(inputs.weight),

@@ -37,6 +37,16 @@ def class_of(label, K, ignore_index):
     return tl.where(label == ignore_index, K, known)
 
 
+@triton.jit(do_not_specialize=["B", "parts", "ignore_index"])
+def class_of_each(labels, classes, B, K, parts, stride, sizes, strides, ignore_index, BLOCK: tl.constexpr):
+    # Memory bound: 8 bytes of a label, 4 of its class.
+    problem = (tl.program_id(0) // parts).to(tl.int64)
+    labels += offset_of(problem, sizes, strides)
+    at = (tl.program_id(0) % parts).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    label = tl.load(labels + at * stride, mask=at < B, other=0)
+    tl.store(classes + problem * B + at, class_of(label, K, ignore_index), mask=at < B)
+
+
 @triton.jit
 def load_keys(labels, at, B, K, stride, ignore_index, KEY: tl.constexpr):
     """Numbers that sort as (class, place) do; beyond the batch greater than all."""
@@ -95,13 +105,20 @@ def count_classes(
 
 
 def class_order(labels: Tensor, num_classes: int, ignore_index: int) -> ClassOrder:
-    """Both tables. Up to ``MOST_COUNTED`` samples: one launch; beyond: a stable sort by PyTorch."""
+    """Both tables. Up to ``MOST_COUNTED`` samples: one launch; beyond: one, and a stable sort by PyTorch."""
     batch, leading = labels.shape[-1], labels.shape[:-1].numel()
     if batch <= MOST_COUNTED:
         return counted(labels, num_classes, ignore_index, ordered=True)
-    is_class = (labels >= 0) & (labels < num_classes)
-    of_class = torch.where(labels == ignore_index, num_classes, torch.where(is_class, labels, 0)).to(torch.int32)
-    in_order, order = of_class.reshape(leading, batch).sort(dim=-1, stable=True)
+    of_class = torch.empty((leading, batch), dtype=torch.int32, device=labels.device)
+    block = 1024
+    parts = cdiv(batch, block)
+    launch(
+        class_of_each,
+        (leading * parts,),
+        labels, of_class, batch, num_classes, parts, labels.stride(-1), *problems(labels, 1), ignore_index,
+        num_warps=4, BLOCK=block,
+    )  # fmt: skip
+    in_order, order = of_class.sort(dim=-1, stable=True)
     classes = torch.arange(num_classes + 1, dtype=torch.int32, device=labels.device)
     starts = torch.searchsorted(in_order, classes.expand(leading, -1).contiguous(), out_int32=True)
     return ClassOrder(order, starts)
@@ -121,7 +138,7 @@ def class_starts(labels: Tensor, num_classes: int, ignore_index: int) -> ClassOr
         count_classes,
         (leading * parts,),
         labels, counts, batch, num_classes, parts, labels.stride(-1), sizes, strides, ignore_index,
-        num_warps=min(max(bins // 256, 4), 16), ON_CHIP=on_chip, BINS=bins, BLOCK=block,
+        in_place=True, num_warps=min(max(bins // 256, 4), 16), ON_CHIP=on_chip, BINS=bins, BLOCK=block,
     )  # fmt: skip
     return ClassOrder(None, counts.cumsum(-1, dtype=torch.int32))
 

@@ -248,8 +248,9 @@ def rates_by_class(
             if SURROGATE == "gated":
                 row_charge = gates_of(z, own_logit, number(margin, REAL)) * exps * (1 / total)[:, None]
             elif SURROGATE == "kl-all":
-                own_rate = tl.exp(own_logit - finite_top(top)) / total
-                by_rates = exps / total[:, None]
+                inverse = 1 / total  # as the gradient has it: a rate at the margin is a hit for both or for neither
+                own_rate = tl.exp(own_logit - finite_top(top)) * inverse
+                by_rates = exps * inverse[:, None]
                 hits = hits_of(z, by_rates, own_logit, own_rate, own, columns, K, number(margin, REAL), ZERO_MARGIN)
                 row_charge = tl.where(hits, (lse - own_logit)[:, None], 0.0)
             else:

@@ -4,12 +4,11 @@ Forward: samples are ordered by class (``class_order``), classes are added up (`
 wanted of the pairs (``class_pairs``) and of the spectrum (``spectral_norm``), at last one small launch that makes the
 terms. Up to ``MOST_COUNTED`` samples and ``LONGEST_ROW`` classes that is one launch each, of the spectrum its own, and
 one read of the logits; longer rows take one launch and one read more, classes of many samples one launch more. More
-samples are ordered by about ten kernels of PyTorch instead, a sort among them.
+samples take one launch for their classes, and PyTorch sorts these and finds where each begins.
 
 Backward: one launch, one read of the logits and one write of their gradient (longer rows are read three times, the
 second and third time from the cache). Before it comes, if that is needed, one for where classes begin, with two by
-PyTorch beyond ``MOST_COUNTED`` samples, and one for the divisor of a mean with class weights; of soft_confusion four by
-PyTorch, for one over the numbers of samples.
+PyTorch beyond ``MOST_COUNTED`` samples, and one for the divisor of a mean with class weights.
 
 Of a logit these are 4 bytes forward and 8 backward (float64 8 and 16, half 2 and 4), that of a sample's own class once
 more. Besides, forward: min(B, K) x K rates are written, and where pairs count read and as many coefficients written;

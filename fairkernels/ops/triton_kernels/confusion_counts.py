@@ -61,6 +61,6 @@ def confusion_counts(predictions: Tensor, labels: Tensor, num_classes: int, igno
         (predictions.shape[:-1].numel() * parts,),
         predictions, labels, counts, batch, num_classes, parts, predictions.stride(-1), labels.stride(-1),
         sizes, strides, other_sizes, other_strides, ignore_index,
-        num_warps=min(max(cells // 256, 4), 16), ON_CHIP=on_chip, CELLS=cells, BLOCK=block,
+        in_place=True, num_warps=min(max(cells // 256, 4), 16), ON_CHIP=on_chip, CELLS=cells, BLOCK=block,
     )  # fmt: skip
     return counts

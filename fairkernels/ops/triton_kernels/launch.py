@@ -33,7 +33,7 @@ class Launch:
     args: tuple[Any, ...]
     options: dict[str, Any]
     in_place: bool = False
-    """The kernel writes what it reads: called twice it gives something else than called once."""
+    """The kernel writes what it reads or adds to what is there: run twice it gives something else than run once."""
 
     def __call__(self) -> Any:
         """The kernel as it was compiled, if it was."""
@@ -56,7 +56,8 @@ _recorders: list[tuple[list[Launch], bool]] = []
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = False, **options: Any) -> None:
     """Run a kernel; where a dimension of the grid is 0 there is nothing to do.
 
-    ``in_place`` says of a kernel that it writes what it reads, so that it must not be run for a measurement.
+    ``in_place`` says of a kernel that it writes what it reads, or adds to what is there, so that it must not be run for
+    a measurement.
     """
     if 0 in grid:
         return
@@ -70,8 +71,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = Fals
         (best(this, _timers[-1]) if _timers else this)()
 
 
-_compiled: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
-MOST_COMPILED = 4096  # of these; where other numbers come every time none is of use
+class Compiled:
+    """What a kernel was compiled to, by what it was compiled for."""
+
+    MOST = 1024  # where other numbers come every time none of them is of use
+
+    def __init__(self, kernel: Any) -> None:
+        self.any_number = [p.num for p in kernel.params if p.do_not_specialize]
+        """Where arguments are for whose values it is not compiled again."""
+        self.found: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
+
+
+_compiled: dict[int, Compiled] = {}
 
 
 def launch_again(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -81,21 +92,23 @@ def launch_again(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], opti
     A kernel is kept for the very numbers that it was launched with, for tensors by dtype and by whether they lie on 16
     bytes. It takes all arguments in order, constants as well.
     """
-    key = (
-        id(kernel), triton.runtime.driver.active.get_current_device(), *options.values(), *options,
-        *[(arg.dtype, arg.data_ptr() % 16 == 0) if isinstance(arg, Tensor) else arg for arg in args],
-    )  # fmt: skip
-    kept = _compiled.get(key)
-    if kept is not None:
-        compiled, constants = kept
+    compiled = _compiled.get(id(kernel)) or _compiled.setdefault(id(kernel), Compiled(kernel))
+    known = [(arg.dtype, arg.data_ptr() % 16 == 0) if isinstance(arg, Tensor) else arg for arg in args]
+    for place in compiled.any_number:
+        if type(known[place]) is int:
+            known[place] = known[place].bit_length() // 32  # of a number of 32 bits, of 64
+    key = (triton.runtime.driver.active.get_current_device(), *options.values(), *options, *known)
+    found = compiled.found.get(key)
+    if found is not None:
+        run, constants = found
         blocks = (*grid, 1, 1)
-        compiled[blocks](*args, *constants)
+        run[blocks](*args, *constants)
         return
-    compiled = Launch(kernel, grid, args, options)()
-    if isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:  # there sizes matter, too
-        if len(_compiled) >= MOST_COMPILED:
-            _compiled.clear()
-        _compiled[key] = compiled, tuple(options[parameter.name] for parameter in kernel.params[len(args) :])
+    run = Launch(kernel, grid, args, options)()
+    if isinstance(run, triton.compiler.CompiledKernel):
+        if len(compiled.found) >= compiled.MOST:
+            compiled.found.clear()
+        compiled.found[key] = run, tuple(options[p.name] for p in kernel.params[len(args) :])
 
 
 @contextlib.contextmanager
@@ -186,8 +199,13 @@ def timed(tried: Launch, timer: Timer) -> float:
 
 def specialisation(given: Launch) -> Hashable:
     """What a kernel is compiled for: types, places and options; not the sizes, which follow from the batch."""
-    kinds = ((arg.dtype, arg.device) if isinstance(arg, Tensor) else type(arg) for arg in given.args)
-    return given.kernel, tuple(kinds), tuple(sorted(given.options.items(), key=repr))
+    return given.kernel, tuple(map(kind, given.args)), tuple(sorted(given.options.items(), key=repr))
+
+
+def kind(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return arg.dtype, arg.device
+    return arg if arg is None or isinstance(arg, bool | str) else type(arg)  # these are constants
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------

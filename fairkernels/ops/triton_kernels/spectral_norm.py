@@ -69,7 +69,7 @@ def spectral_norm_on_chip(
             x = first_direction(tl.arange(0, BLOCK_M), rows, nonnegative)
             x = with_hint(x, tl.load(hint + row * hint_stride, mask=row < rows, other=0.0))
             largest = tl.max(tl.abs(tile))
-            x = tl.sum((tile / tl.where(largest > 0, largest, 1.0)).to(tl.float64) * x[:, None], 0)
+            x = tl.sum(tile / tl.where(largest > 0, largest, 1.0) * x.to(REAL)[:, None], 0).to(tl.float64)
         else:
             x = with_hint(x, tl.load(hint + column * hint_stride, mask=column < columns, other=0.0))
 
@@ -667,6 +667,8 @@ class Pair:
 def fits_registers(matrix: Tensor) -> bool:
     """Whether one program holds the matrix as a tile, sides rounded up to powers of two."""
     rows, columns = matrix.shape[-2:]
+    if rows < columns and TURNED_ALONG_ROWS and (rows > 16 or columns > 64):
+        return False
     return power_of_2(rows, 16) * power_of_2(columns, 16) <= MOST_ON_CHIP
 
 
@@ -678,6 +680,10 @@ def fits_cache(matrix: Tensor) -> bool:
 
 MOST_ON_CHIP = 4096
 """Entries of a tile: with more a turned one, or one with a hint, spills."""
+
+TURNED_ALONG_ROWS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+"""Whether this Triton lays threads along the long side of a turned tile although it does not know its rows to be
+neighbours: larger ones spill."""
 
 MOST_IN_CACHE = 128 << 10
 """Bytes of a matrix, in the dtype that it is computed in."""
@@ -699,7 +705,7 @@ def pair_of_one_program(
         kernel = spectral_norm_on_chip
         blocks["BLOCK_M"] = power_of_2(upright.shape[-2], 16)
         entry = real_type(matrix.dtype).primitive_bitwidth // 8
-        num_warps = max(blocks["BLOCK_M"] * block_n * entry // 2048, 4)
+        num_warps = min(max(blocks["BLOCK_M"] * block_n * entry // 2048, 4), 8)
     else:
         kernel = spectral_norm_in_cache
     launch(
@@ -849,9 +855,9 @@ def spectral_norm(
     """Up to a shorter side of 128 and 128 KiB one launch.
 
     A matrix of at most 64 x 64 entries, 128 x 32 or 256 x 16, sides rounded up to powers of two, stays in registers and
-    is read once: 4 bytes an entry (float64 8, half 2). Others are read once from memory and, three times and once a
-    step, from the cache; a start for the other side and a first direction that the matrix maps to 0 cost one read more
-    each.
+    is read once: 4 bytes an entry (float64 8, half 2); with Triton before 3.7 wide ones of at most 16 x 64. Others are
+    read once from memory and, three times and once a step, from the cache; a start for the other side and a first
+    direction that the matrix maps to 0 cost one read more each.
 
     Beyond, ``iters`` + 3 launches and one by PyTorch: the largest entry (PyTorch), the Gram matrix of the shorter side,
     the begin, ``iters`` steps, of which those after the end do nothing, and the end. The matrix is read three times,
