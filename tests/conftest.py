@@ -11,7 +11,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # it would ser
 
 import pytest
 import torch
-from cases import BACKENDS, DEVICE, NAMES, ON_GPU
+from cases import BACKENDS, DEVICE, DIFFERENTIABLE, NAMES, ON_GPU
 
 NAN_BYTES = 0x100  # glibc fills fresh memory with (value ^ 0xff): bytes that are NaN in every floating dtype
 M_PERTURB = -6
@@ -59,10 +59,10 @@ def threads():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Of interpreted kernels, how many tests of each operator have passed: those whose parameters name both."""
+    """Of interpreted kernels, how many tests of each operator have passed: those whose parameters name it."""
     if "triton" not in BACKENDS or ON_GPU:
         return
-    passed = [report.nodeid for report in terminalreporter.stats.get("passed", ())]
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", ()) if "triton" in report.nodeid]
     parameters = [set(re.split(r"[\[\]-]", node.partition("::")[2])) for node in passed]
     counts = Counter(name for found in parameters for name in NAMES if name in found)
     terminalreporter.write_line("passed on Triton's interpreter: " + (", ".join(f"{n} {c}" for n, c in counts.items())))
@@ -70,19 +70,41 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """GPU kernels take long on the CPU. ``make test`` runs values and gradients of every sample in float32, of the
-    others some, always the same ones; ``make test-all`` runs all."""
+    """GPU kernels take long on the CPU. ``make test`` runs some of their tests, always the same ones; ``make test-all``
+    runs all."""
     if ON_GPU:
         return
     emulated = "triton" if "triton" in BACKENDS else "native" if "FAIRKERNELS_FIBERS" in os.environ else None
     if emulated is None:
         return
+    seen = set()
     for item in items:
         name = item.nodeid.rpartition("/")[2]
-        of_every_sample = "no_less_accurate" in name and "float32" in name
-        others = 40 if name.startswith("test_triton") else 120  # one in so many
-        if emulated in name and not of_every_sample and zlib.crc32(name.encode()) % others:
+        if emulated in name and not is_quick(name, emulated == "triton", seen):
             item.add_marker(pytest.mark.slow)
+
+
+def is_quick(name, interpreted, seen):
+    """Whether ``make test`` runs this one: of every sample in float32 its values and its gradient (interpreted one of
+    the two, in turn), what Triton's kernels read and write, the first case of each of their tests, and others by lot.
+
+    ``seen``: the tests of which there was a case before, which grows.
+    """
+    test, _, case = name.partition("[")
+    number = zlib.crc32(case.encode())
+    if test in EVERY_SAMPLE and "float32" in case:
+        in_turn = EVERY_SAMPLE[number % 2] if case.partition("-")[0] in DIFFERENTIABLE else test
+        return test == in_turn or not interpreted
+    first = test not in seen and test.startswith(("test_triton", "test_larger"))
+    seen.add(test)
+    others = 40 if name.startswith("test_triton") else 120
+    return first or test.startswith("test_triton_bytes") or zlib.crc32(name.encode()) % others == 0
+
+
+EVERY_SAMPLE = (
+    "test_forward.py::test_no_less_accurate_than_plain_pytorch",
+    "test_gradients.py::test_gradient_no_less_accurate_than_plain_pytorch",
+)
 
 
 @pytest.hookimpl(wrapper=True)
