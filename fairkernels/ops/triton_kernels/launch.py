@@ -77,6 +77,7 @@ class Compiled:
     MOST = 1024  # where other numbers come every time none of them is of use
 
     def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel  # which stays alive: it is found by its id
         self.any_number = [p.num for p in kernel.params if p.do_not_specialize]
         """Where arguments are for whose values it is not compiled again."""
         self.found: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
