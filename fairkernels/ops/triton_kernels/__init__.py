@@ -97,11 +97,12 @@ def call(operator: str, args: tuple[Any, ...], suffix: str = "") -> tuple[Tensor
     Raises:
         RuntimeError: if a tensor is on another device, whose addresses a kernel would not reach.
     """
-    first, *others = [arg for arg in args if isinstance(arg, Tensor)]
-    for other in others:
-        if other.device != first.device:
+    first = next(arg for arg in args if isinstance(arg, Tensor))
+    device = first.device
+    for arg in args:
+        if isinstance(arg, Tensor) and arg.device != device:
             raise RuntimeError(
-                f"all tensors of {operator} must be on the device of the first ({first.device}), got {other.device}"
+                f"all tensors of {operator} must be on the device of the first, {device}, got {arg.device}"
             )
     with torch.cuda.device_of(first):
         results = kernel_of(operator + suffix, operator)(*args)
