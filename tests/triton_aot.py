@@ -257,6 +257,8 @@ def compile_job(number: int) -> budget.Need | str:
         return f"does not compile: {reason(error)}"
     if compiled.metadata.enable_fp_fusion and takes_its_way_by_floats(compiled.asm["ttir"]):
         return "branches on floating numbers that lanes may have rounded differently, and is not launched AS_WRITTEN"
+    if "tf32" in compiled.asm["ptx"]:
+        return "multiplies in TF32"
     first, again = handed_over(this)
     if first != again:
         return f"is handed {again} when it is launched again, at first {first}"
@@ -447,7 +449,7 @@ tried, for who wants that.
   constant and every type occurs, and every choice of block sizes with float64 and without, of the spectral iterations
   with all their flags; `--all` compiles the rest. Nor may a product and a sum be one instruction in a kernel whose
   loops or branches depend on floating numbers: the lanes of a warp would round the sums that they exchange differently
-  and could part. What a kernel is handed at its second launch is compared with the first.
+  and could part. None may multiply in TF32. What a kernel is handed at its second launch is compared with the first.
   The same program makes sure that there are few forms of a kernel whatever the batch size, and that `pgd_step` reads
   and writes images that lie alike 16 bytes at a time: for l∞ in whole blocks, for l2 where the length of a sample is a
   multiple of 16.
