@@ -33,7 +33,7 @@ PART = {"version": "1", "kernels": {"kernel": {"fp32: x": {"sm_90": [40, 1024, 0
         (budget.Need(40, 2048, 0), "takes 2048 bytes of shared memory, its budget is 1024"),
         (budget.Need(40, 1024, 8), "spills 8 bytes"),
         (budget.Need(40, 300_000, 0), "needs 300000 bytes of shared memory, there are 232448"),
-        ("CompileError: no", "does not compile: CompileError: no"),
+        ("does not compile: CompileError: no", "does not compile: CompileError: no"),
     ],
 )
 def test_what_exceeds_its_budget_is_found(need, complaint):
