@@ -248,6 +248,7 @@ def test_a_label_that_is_no_class_with_fewer_samples_than_classes(name, classes)
     ("count", "classes", "layout"),
     [
         (300, 130, "in order"),
+        (1100, 5, "in order"),
         (70, 200, "in order"),
         (70, 200, "transposed"),
         (70, 200, "alike"),
