@@ -190,6 +190,15 @@ def test_number_of_launches(regime):
 
 
 @on_the_host
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 1), (torch.bfloat16, 4), (torch.float16, 4)], ids=str)
+def test_fifty_classes_fit_one_program_but_in_16_bits(dtype, count):
+    """For which Triton would multiply in TF32."""
+    s = of_size("symmetry_loss", sample("symmetry_loss", "plain", dtype), (128, 50))
+    with without_data():
+        assert len(forward("symmetry_loss", operator_arguments("symmetry_loss", s)).launches) == count
+
+
+@on_the_host
 @every_operator
 def test_launches_are_stated(name):
     """The docstring of each operator or of its module speaks of launches and bytes, a regime stands in the table above.
