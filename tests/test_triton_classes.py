@@ -34,7 +34,7 @@ def many_classes():
     if triton_kernels.missing("cpu") is not None:
         yield
         return
-    with patch.object(class_terms, "fits_one_program", lambda *_: False):
+    with patch.object(class_terms, "fits_one_program", lambda logits, _: logits.shape[-1] == 1):  # one always does
         yield
 
 
