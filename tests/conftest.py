@@ -95,7 +95,7 @@ def is_quick(name, interpreted, seen):
     if test in EVERY_SAMPLE and "float32" in case:
         in_turn = EVERY_SAMPLE[number % 2] if case.partition("-")[0] in DIFFERENTIABLE else test
         return test == in_turn or not interpreted
-    first = test not in seen and test.startswith(("test_triton", "test_larger"))
+    first = test not in seen and test.startswith("test_triton")
     seen.add(test)
     return first or test.startswith("test_triton_bytes") or zlib.crc32(name.encode()) % 120 == 0
 
