@@ -19,7 +19,7 @@ def kl_dro_weights(class_losses: Tensor, counts: Tensor | None, radius: float) -
     at_the_top = torch.where(below, 0, share).sum(-1, keepdim=True)
     total_log_depth = torch.where(below, share * log_depth, 0).sum(-1, keepdim=True)
     low = (at_the_top.log() + total_log_depth - radius) / (1 - at_the_top)
-    wide = losses.new_tensor(radius)
+    wide = torch.tensor(radius, dtype=losses.dtype, device=losses.device)
     high = depth.amax(-1, keepdim=True).log() - (wide + torch.log(-torch.expm1(-wide)))  # ln(expm1 r), r may be large
 
     for _ in range(HALVINGS):

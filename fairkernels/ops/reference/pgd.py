@@ -84,7 +84,7 @@ def sample_uniforms(x: Tensor, seed: int) -> Tensor:
 
 
 def given(values: Tensor | None, scalar: float, like: Tensor) -> Tensor:
-    return like.new_tensor(scalar) if values is None else values
+    return torch.tensor(scalar, dtype=like.dtype, device=like.device) if values is None else values
 
 
 def per_sample_sum(values: Tensor) -> Tensor:

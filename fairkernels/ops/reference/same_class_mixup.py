@@ -11,7 +11,8 @@ STREAM = 2
 
 def same_class_mixup(x: Tensor, labels: Tensor, lams: Tensor | None, lam: float, seed: int) -> tuple[Tensor, Tensor]:
     partner = same_class_partner(labels, seed)
-    share = x.new_tensor(lam) if lams is None else lams.reshape(-1, *[1] * (x.dim() - 1))
+    share = torch.tensor(lam, dtype=x.dtype, device=x.device) if lams is None else lams
+    share = share.reshape(-1, *[1] * (x.dim() - 1))
     return share * x + (1 - share) * x[partner], partner
 
 
