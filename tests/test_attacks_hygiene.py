@@ -12,7 +12,7 @@ from attacked import batch, small_cnn
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairkernels import attacks
+from fairkernels import attacks, use_backend
 from fairkernels import functional as FK
 from fairkernels.attacks import capture, objective
 
@@ -375,7 +375,8 @@ class Replayed:
         pass
 
     @contextmanager
-    def recording(self, graph):
+    def recording(self, graph, stream):
+        assert stream is self  # without one it would be that of another device perhaps
         self.records += 1
         yield
         graph.loop, graph.results = self.last
@@ -429,6 +430,9 @@ def test_what_is_burnt_in_is_recorded_anew(monkeypatch):
     attack.bounds = (-1.0, 1.0)
     attack(*data)
     assert replayed.records == 5
+    with use_backend("reference"):
+        attack(*data)
+    assert replayed.records == 6
     for steps in range(1, 12):
         attack.steps = steps
         attack(*data)
@@ -483,3 +487,13 @@ def test_a_captured_loop_is_the_loop(attack):
     for _ in range(3):
         torch.testing.assert_close(captured(images, labels), plain(images, labels))
         images, labels = images.flip(0), labels.flip(0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_loop_is_captured_on_the_gpu_of_its_images():
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        model = small_cnn().float().to(device)
+        images, labels = (tensor.to(device) for tensor in batch())
+        plain, captured = (attacks.PGD(model, steps=4, capture=capture) for capture in (False, True))
+        for other in (images.float(), images.float().flip(0)):
+            torch.testing.assert_close(captured(other, labels), plain(other, labels))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fairkernels.ops import dispatch
+
 if TYPE_CHECKING:
     from .base import Attack, Problem
 
@@ -65,7 +67,8 @@ class Graphs:
         model = attack.model
         weights = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
         where = tuple(weight.data_ptr() for weight in weights)
-        return arguments, tuple(options.items()), attack.loss, attack.normalization, settings, where
+        backend = dispatch.forced_backend(None)
+        return arguments, tuple(options.items()), attack.loss, attack.normalization, settings, backend, where
 
 
 def record(attack: Attack, leaves: list[Any], tree: Any) -> Recorded:
@@ -81,7 +84,7 @@ def record(attack: Attack, leaves: list[Any], tree: Any) -> Recorded:
 
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph), weights_cast_anew():
+        with torch.cuda.graph(graph, stream=side), weights_cast_anew():
             results = attack.climb(problem, start)
     except RuntimeError as error:
         raise RuntimeError(
