@@ -108,7 +108,8 @@ def soft_confusion(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
-    labels, sample_weight = _batch(logits, labels, sample_weight, temperature, ignore_index)
+    labels, sample_weight = _batch(logits, labels, sample_weight, temperature)
+    ignore_index = check.integer(ignore_index, "ignore_index")
     check.option(normalize, "normalize", (*NORMALIZATIONS, None))
     args = (logits, labels, sample_weight, normalize or "none", float(temperature), ignore_index)
     confusion, counts = run("soft_confusion", *args, backend=backend)
@@ -141,8 +142,8 @@ def confusion_counts(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`; predictions out of range raise too.
     """
-    check.class_count(num_classes, "num_classes")
-    check.integer(ignore_index, "ignore_index")
+    num_classes = check.class_count(num_classes, "num_classes")
+    ignore_index = check.integer(ignore_index, "ignore_index")
     plain = type(predictions) is Tensor and type(labels) is Tensor and predictions.dtype is labels.dtype is torch.int64
     if plain and predictions.is_cpu and labels.is_cpu and predictions.dim() == labels.dim():
         counts = run_unchecked("confusion_counts", predictions, labels, num_classes, ignore_index, backend=backend)
@@ -237,7 +238,8 @@ def symmetry_loss(
     Raises:
         TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`.
     """
-    labels, sample_weight = _batch(logits, labels, sample_weight, temperature, ignore_index)
+    labels, sample_weight = _batch(logits, labels, sample_weight, temperature)
+    ignore_index = check.integer(ignore_index, "ignore_index")
     _symmetry_options(eps, absent, reduction)
     args = (logits, labels, sample_weight, float(eps), absent, reduction, float(temperature), ignore_index)
     return run("symmetry_loss", *args, backend=backend)[0]
@@ -281,7 +283,7 @@ def spectral_norm(
         TypeError, ValueError: see :mod:`fairkernels.functional`.
     """
     check.matrix(matrix, "matrix")
-    start = _spectral_options(matrix, "matrix", method, iters, tol, start)
+    start, iters, tol = _spectral_options(matrix, "matrix", method, iters, tol, start)
     sigma, u, v = run("spectral_norm", matrix, start, method, iters, tol, backend=backend)
     return (sigma, u.to(matrix.dtype), v.to(matrix.dtype)) if return_vectors else sigma
 
@@ -330,11 +332,11 @@ def spectral_loss(
     labels = check.batch(logits, labels)
     check.option(surrogate, "surrogate", SURROGATES)
     check.number(margin, "margin")
-    check.integer(ignore_index, "ignore_index")
+    ignore_index = check.integer(ignore_index, "ignore_index")
     per_class = (*logits.shape[:-2], logits.shape[-1])
     if class_weight is not None:
         class_weight = check.side_values(class_weight, "class_weight", per_class, logits, "logits")
-    start = _spectral_options(logits, "logits", method, iters, tol, start)
+    start, iters, tol = _spectral_options(logits, "logits", method, iters, tol, start)
     args = (logits, labels, class_weight, start, surrogate, float(margin), ignore_index, method, iters, tol)
     loss, u, v = run("spectral_loss", *args, backend=backend)
     return (loss, u.to(logits.dtype), v.to(logits.dtype)) if return_vectors else loss
@@ -480,12 +482,16 @@ def _pgd_step_into(out: Tensor, args: tuple[Any, ...], backend: Backend | None) 
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError("out= can not be used under torch.func transforms; use what pgd_step returns")
     reads = [arg for arg in args if isinstance(arg, Tensor)]
-    if not torch.compiler.is_compiling() and not any(_overlaps(out, read) for read in reads):
+    seen = torch.compiler.is_compiling() or not dispatch.have_addresses((*args, out))
+    if not seen and not any(_overlaps(out, read) for read in reads):
         forced = dispatch.forced_backend(backend)
         chosen = dispatch.choose("pgd_step", x_adv.device.type, x_adv.dtype, forced)
         if chosen != "reference":
             with torch.no_grad():
-                return dispatch.compute_into(OPERATORS["pgd_step"], args, out, chosen)
+                result = dispatch.compute_into(OPERATORS["pgd_step"], args, out, chosen)
+            if not out.is_inference():
+                torch.autograd.graph.increment_version(out)  # for a graph that has saved it
+            return result
     with torch.no_grad():
         return out.copy_(run("pgd_step", *args, backend=backend)[0])
 
@@ -523,7 +529,7 @@ def random_start(
     """
     _images(x, "x")
     check.option(norm, "norm", NORMS)
-    check.integer(seed, "seed")
+    seed = check.integer(seed, "seed")
     radius, radii = _per_element(eps, "eps", x, norm == "l2")
     (low, lows), (high, highs) = _bounds(bounds, x)
     return run("random_start", x, radii, lows, highs, radius, low, high, norm, seed, backend=backend)[0]
@@ -598,7 +604,7 @@ def same_class_mixup(
     labels = check.rows(
         labels.to(torch.int64), "labels", x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1), "x.flatten(1)"
     )
-    check.integer(seed, "seed")
+    seed = check.integer(seed, "seed")
     share, shares = 0.0, None
     if isinstance(lam, Tensor):
         shares = check.side_values(lam, "lam", labels.shape, x, "x")
@@ -648,13 +654,12 @@ def kl_dro_weights(
 
 
 def _batch(
-    logits: Tensor, labels: Tensor, sample_weight: Tensor | None, temperature: float, ignore_index: int
+    logits: Tensor, labels: Tensor, sample_weight: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor | None]:
     labels = check.batch(logits, labels)
     if sample_weight is not None:
         sample_weight = check.side_values(sample_weight, "sample_weight", logits.shape[:-1], logits, "logits")
     check.positive(temperature, "temperature")
-    check.integer(ignore_index, "ignore_index")
     return labels, sample_weight
 
 
@@ -685,7 +690,7 @@ def _fair_options(
     check.non_negative(label_smoothing, "label_smoothing")
     if label_smoothing > 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    check.integer(ignore_index, "ignore_index")
+    ignore_index = check.integer(ignore_index, "ignore_index")
     _symmetry_options(eps, absent, sym_reduction, "sym_reduction")
     check.option(surrogate, "surrogate", SURROGATES)
     check.number(margin, "margin")
@@ -697,17 +702,18 @@ def _fair_options(
 
 def _spectral_options(
     matrix: Tensor, name: str, method: str, iters: int | None, tol: float | None, start: Tensor | None
-) -> Tensor | None:
+) -> tuple[Tensor | None, int | None, float | None]:
     check.option(method, "method", METHODS)
     if iters is not None:
-        check.integer(iters, "iters")
+        iters = check.integer(iters, "iters")
         if iters < 1:
             raise ValueError(f"iters must be >= 1, got {iters}")
     if tol is not None:
         check.non_negative(tol, "tol")
-    if start is None:
-        return None
-    return check.side_values(start, "start", (*matrix.shape[:-2], matrix.shape[-1]), matrix, name)
+        tol = float(tol)
+    if start is not None:
+        start = check.side_values(start, "start", (*matrix.shape[:-2], matrix.shape[-1]), matrix, name)
+    return start, iters, tol
 
 
 def _images(value: Any, name: str) -> None:

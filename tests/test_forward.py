@@ -1,7 +1,9 @@
 """Values: against the equation in float64, in every dtype, layout and edge case; nothing touched, nothing random."""
 
+from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -137,3 +139,29 @@ def test_threads_and_repetition_change_no_bit(name, backend, label, threads):
 
 def test_memory_is_poisoned():
     assert torch.empty(2000, device=DEVICE).isnan().all()
+
+
+@pytest.mark.parametrize(("name", "backend"), KERNELS)
+def test_numbers_of_numpy(name, backend):
+    """What is computed with NumPy comes as its numbers; all backends take them."""
+
+    def numpys(value):
+        if isinstance(value, tuple):
+            return tuple(map(numpys, value))
+        if type(value) is int:
+            return np.int64(value)
+        return np.float32(value) if type(value) is float else value
+
+    def pythons(value):
+        if isinstance(value, tuple):
+            return tuple(map(pythons, value))
+        return value.item() if isinstance(value, np.generic) else value
+
+    for s in samples(name):
+        theirs = {key: numpys(value) for key, value in s.kwargs.items()}
+        if theirs != s.kwargs or any(type(value) is np.int64 for value in theirs.values()):
+            ours = {key: pythons(value) for key, value in theirs.items()}
+            found = call(name, replace(s, kwargs=theirs), backend=backend)
+            torch.testing.assert_close(
+                found, call(name, replace(s, kwargs=ours), backend=backend), rtol=0, atol=0, equal_nan=True
+            )

@@ -30,6 +30,7 @@ from fairkernels.ops.schema import OPERATORS
 
 pytest.importorskip("triton")
 
+import triton
 from test_triton_classes import CALLS, cases_of
 from triton_calls import (
     SIZES,
@@ -646,6 +647,67 @@ def test_tuned_gives_the_same(name):
                 found = list(values_and_gradient(name))
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert tried or name == "confusion_counts"
+
+
+def test_scopes_of_tuning_may_end_in_any_order():
+    """Threads have their own; a scope that ends takes none but itself away."""
+    kernel = FakeKernel()
+    first, second = (timer_that_prefers(kernel, num_warps=n) for n in (2, 8))
+    scopes = [launch.tuned(timer) for timer, _ in (first, second)]
+    for scope in scopes:
+        scope.__enter__()
+    scopes[0].__exit__(None, None, None)
+    launch.launch(kernel, (4,), torch.ones(3), BLOCK=16, num_warps=4)
+    scopes[1].__exit__(None, None, None)
+    launch.launch(kernel, (4,), torch.ones(3), BLOCK=16, num_warps=4)
+    assert [options["num_warps"] for _, _, options in kernel.calls] == [8, 4]
+    assert second[1]
+    assert not first[1]
+
+
+def test_a_second_launch_takes_what_was_compiled_for_such_numbers():
+    """Of a number that does not specialise a kernel, whether it has 32 bits decides, and it has them down to -2**31."""
+
+    class CompiledKernel:
+        def __getitem__(self, grid):
+            return lambda *args: None
+
+    class Kernel:
+        params = (SimpleNamespace(num=0, do_not_specialize=True), SimpleNamespace(num=1, do_not_specialize=False))
+        searched = 0
+
+        def __getitem__(self, grid):
+            def search(*args, **options):
+                self.searched += 1
+                return CompiledKernel()
+
+            return search
+
+    active = SimpleNamespace(get_current_device=lambda: 0)
+    stand_in = SimpleNamespace(
+        runtime=SimpleNamespace(driver=SimpleNamespace(active=active)),
+        compiler=SimpleNamespace(CompiledKernel=CompiledKernel),
+    )
+    kernel = Kernel()
+
+    def searches(number, size=5):
+        before = kernel.searched
+        launch.launch_again(kernel, (4,), (number, size), {"num_warps": 4})
+        return kernel.searched - before
+
+    with patch.object(launch, "triton", stand_in):
+        assert [searches(number) for number in (7, -100, 0, 2**31 - 1, -(2**31))] == [1, 0, 0, 0, 0]
+        assert [searches(number) for number in (2**31, -(2**31) - 1, 2**40)] == [1, 0, 0]
+        assert searches(7, size=6) == 1
+
+
+def test_who_takes_part_in_launches_is_asked_every_time():
+    kernel = SimpleNamespace(pre_run_hooks=[])
+    assert not launch.watched(kernel)
+    with patch.object(triton.knobs.compilation, "instrumentation_mode", "proton"):
+        assert launch.watched(kernel)
+    kernel.pre_run_hooks.append(print)
+    assert launch.watched(kernel)
 
 
 def values_and_gradient(name):

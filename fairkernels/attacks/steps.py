@@ -31,7 +31,7 @@ def fused_step(problem: Problem, norm: FK.Norm, bounds: tuple[float, float]) -> 
         nonlocal checked
         if checked:
             return dispatch.compute_into(operator, (point, found.grad, *same), out, backend)
-        checked = backend != "reference"
+        checked = backend != "reference" and dispatch.have_addresses((point, found.grad, *same, out))
         return FK.pgd_step(point, found.grad, x, alpha=alpha, eps=eps, norm=norm, bounds=bounds, mask=mask, out=out)
 
     return step

@@ -95,8 +95,7 @@ def run_registered(name: str, args: tuple[Any, ...], backend: str | None) -> tup
     operator = OPERATORS[name]
     if not operator.differentiable:
         args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-    results = getattr(getattr(torch.ops, NAMESPACE), name)(*args, backend=backend)
-    return results if isinstance(results, tuple) else (results,)
+    return dispatch.registered(name, args, backend)
 
 
 # --- one Function class an operator -------------------------------------------------------------------------------
@@ -290,7 +289,8 @@ def register(operator: Operator) -> None:
     results = ", ".join("Tensor" for _ in operator.results)
 
     def kernel(*args: Any, backend: str | None = None) -> Any:
-        outputs = dispatch.forward(operator, args, dispatch.forced_backend(backend))
+        chosen = dispatch.choose_for(operator, args[0], dispatch.forced_backend(backend))
+        outputs = dispatch.compute(operator, args, chosen)
         return outputs if len(outputs) > 1 else outputs[0]
 
     define(f"{name}({operator.arguments}, *, str? backend=None) -> ({results})", kernel)
@@ -340,8 +340,7 @@ def fake_backward(operator: Operator) -> Callable[..., Any]:
 def registered_backward(
     operator: Operator, grad: Tensor, args: tuple[Any, ...], saved: tuple[Tensor, ...], backend: str | None
 ) -> tuple[Tensor, ...]:
-    op = getattr(torch.ops.fairkernels, f"{operator.name}_backward")
-    return results_of(op(grad, *args, *saved, backend=backend))
+    return dispatch.registered(f"{operator.name}_backward", (grad, *args, *saved), backend)
 
 
 def register_backward(operator: Operator) -> None:
@@ -349,7 +348,8 @@ def register_backward(operator: Operator) -> None:
     count, leading = len(operator.argument_names), operator.differentiable
 
     def kernel(grad: Tensor, *args: Any, backend: str | None = None) -> Any:
-        grads = dispatch.backward(operator, grad, args[:count], args[count:], dispatch.forced_backend(backend))
+        chosen = dispatch.choose_for(operator, args[0], dispatch.forced_backend(backend))
+        grads = dispatch.compute_backward(operator, grad, args[:count], args[count:], chosen)
         return grads if len(grads) > 1 else grads[0]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:

@@ -102,19 +102,22 @@ def number(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be a float64, got an integer beyond its range") from None
 
 
-def integer(value: Any, name: str) -> None:
+def integer(value: Any, name: str) -> int:
+    """The same number as Python's own int: NumPy's are as good to a user, to a kernel they are not."""
     if isinstance(value, torch.SymInt):
-        return
+        return value  # type: ignore[return-value]
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not -(2**63) <= int(value) < 2**63:
         raise ValueError(f"{name} must be an int64, got {value}")
+    return int(value)
 
 
-def class_count(value: Any, name: str) -> None:
-    integer(value, name)
-    if not 1 <= int(value) <= MOST_CLASSES:
+def class_count(value: Any, name: str) -> int:
+    count = integer(value, name)
+    if not 1 <= int(count) <= MOST_CLASSES:
         raise ValueError(f"{name} must be >= 1 and <= {MOST_CLASSES}, got {value}")
+    return count
 
 
 def option(value: Any, name: str, options: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from . import check, library, triton_kernels
 from .schema import NAMESPACE, OPERATORS, Operator
@@ -165,9 +166,35 @@ def choose_for(operator: Operator, first: Tensor, forced: str | None) -> Backend
     return choose(operator.name, device, first.dtype, forced)
 
 
+ORDINARY = {Tensor, torch.nn.Parameter}
+OPTIONS = {float, int, bool, str, type(None)}
+
+
+def have_addresses(args: tuple[Any, ...]) -> bool:
+    """Whether all tensors are memory that holds their numbers, and nobody (a mode, a trace) wants to see the call."""
+    for arg in args:
+        kind = type(arg)
+        if kind not in OPTIONS and (kind not in ORDINARY or arg.is_neg() or arg._is_zerotensor()):
+            return False
+    return not torch._C._len_torch_dispatch_stack()
+
+
+def registered(name: str, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
+    """By way of ``torch.ops``, below whose dispatcher tensors have addresses."""
+    results = getattr(getattr(torch.ops, NAMESPACE), name)(*args, backend=backend)
+    return results if isinstance(results, tuple) else (results,)
+
+
 def forward(operator: Operator, args: tuple[Any, ...], backend: str | None) -> tuple[Tensor, ...]:
     """All results of an operator, from the chosen backend; nothing of it is recorded for autograd."""
     chosen = choose_for(operator, args[0], backend)
+    if chosen == "triton" and not have_addresses(args):
+        with torch.no_grad():
+            return registered(operator.name, args, chosen)
+    return compute(operator, args, chosen)
+
+
+def compute(operator: Operator, args: tuple[Any, ...], chosen: Backend) -> tuple[Tensor, ...]:
     if operator.writes_into and chosen != "reference":
         return (compute_into(operator, args, operator.fake(*args), chosen),)
     if chosen == "native":
@@ -184,6 +211,14 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of the leading differentiable arguments, from the chosen backend; not differentiable again."""
     chosen = choose_for(operator, args[0], backend)
+    if chosen == "triton" and not have_addresses((grad, *args, *saved)):
+        return registered(f"{operator.name}_backward", (grad, *args, *saved), chosen)
+    return compute_backward(operator, grad, args, saved, chosen)
+
+
+def compute_backward(
+    operator: Operator, grad: Tensor, args: tuple[Any, ...], saved: tuple[Tensor, ...], chosen: Backend
+) -> tuple[Tensor, ...]:
     if chosen == "native":
         return call_native(f"{operator.name}_backward", (grad, *args, *saved))
     with torch.no_grad():
@@ -231,7 +266,7 @@ def check_classes(operator: Operator, args: tuple[Any, ...]) -> None:
         ignore_index = args[operator.argument_names.index("ignore_index")]
     else:
         return
-    if labels.device.type != "cpu" or isinstance(labels, FakeTensor):
+    if labels.device.type != "cpu" or isinstance(labels, FakeTensor) or get_proxy_mode() is not None:
         return
     kept = labels != ignore_index
     for name, classes in (("labels", labels), ("predictions", predictions)):

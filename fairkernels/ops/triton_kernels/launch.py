@@ -61,14 +61,23 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, in_place: bool = Fals
     """
     if 0 in grid:
         return
-    if isinstance(kernel, triton.JITFunction) and not (_recorders or _timers):
+    if isinstance(kernel, triton.JITFunction) and not (_recorders or _timers or watched(kernel)):
         launch_again(kernel, grid, args, options)
         return
     this = Launch(kernel, grid, args, options, in_place)
     for launches, _ in _recorders:
         launches.append(this)
     if all(runs for _, runs in _recorders):
-        (best(this, _timers[-1]) if _timers else this)()
+        for (timer,) in _timers[-1:]:
+            this = best(this, timer)
+        this()
+
+
+def watched(kernel: Any) -> bool:
+    """Whether somebody (a profiler) takes part in how kernels are launched or compiled."""
+    runtime, compilation = triton.knobs.runtime, triton.knobs.compilation
+    staged = getattr(runtime, "add_stages_inspection_hook", None)
+    return bool(kernel.pre_run_hooks or compilation.instrumentation_mode or staged)
 
 
 class Compiled:
@@ -97,7 +106,7 @@ def launch_again(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], opti
     known = [(arg.dtype, arg.data_ptr() % 16 == 0) if isinstance(arg, Tensor) else arg for arg in args]
     for place in compiled.any_number:
         if type(known[place]) is int:
-            known[place] = known[place].bit_length() // 32  # of a number of 32 bits, of 64
+            known[place] = -(2**31) <= known[place] < 2**31  # how many bits it has there
     key = (triton.runtime.driver.active.get_current_device(), *options.values(), *options, *known)
     found = compiled.found.get(key)
     if found is not None:
@@ -130,7 +139,7 @@ Timer = Callable[[Callable[[], None]], float]
 WARPS = (1, 2, 4, 8, 16)
 STAGES = (2, 4)  # beside what Triton takes by itself
 
-_timers: list[Timer] = []
+_timers: list[list[Timer]] = []  # those of open scopes, of all threads; each is one list of its own
 _found: dict[Hashable, dict[str, int]] = {}
 
 
@@ -143,11 +152,12 @@ def tuned(timer: Timer | None = None) -> Iterator[None]:
     Never tuned are kernels that write what they read, launches while a CUDA graph is captured and, unless a timer is
     given, what does not run on a GPU. ``timer`` takes a function and gives back how long it takes.
     """
-    _timers.append(timer or on_gpu)
+    scope = [timer or on_gpu]
+    _timers.append(scope)
     try:
         yield
     finally:
-        _timers.pop()
+        _timers[:] = [other for other in _timers if other is not scope]
 
 
 def on_gpu(run: Callable[[], None]) -> float:
