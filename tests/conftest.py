@@ -11,7 +11,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # it would ser
 
 import pytest
 import torch
-from cases import BACKENDS, DEVICE, DIFFERENTIABLE, NAMES, ON_GPU
+from cases import BACKENDS, DEVICE, DIFFERENTIABLE, LARGER_IN_CI, NAMES, ON_GPU
 
 NAN_BYTES = 0x100  # glibc fills fresh memory with (value ^ 0xff): bytes that are NaN in every floating dtype
 M_PERTURB = -6
@@ -86,7 +86,8 @@ def pytest_collection_modifyitems(items):
 
 def is_quick(name, interpreted, seen):
     """Whether ``make test`` runs this one: of every sample in float32 its values and its gradient (interpreted one of
-    the two, in turn), what Triton's kernels read and write, the first case of each of their tests, and others by lot.
+    the two, in turn) and what else reaches every form of Triton's kernels, what these read and write, the first case of
+    each of their tests, and others by lot.
 
     ``seen``: the tests of which there was a case before, which grows.
     """
@@ -95,10 +96,15 @@ def is_quick(name, interpreted, seen):
     if test in EVERY_SAMPLE and "float32" in case:
         in_turn = EVERY_SAMPLE[number % 2] if case.partition("-")[0] in DIFFERENTIABLE else test
         return test == in_turn or not interpreted
+    if test == LARGER and interpreted:
+        return case in CASES_OF_LARGER
     first = test not in seen and test.startswith("test_triton")
     seen.add(test)
     return first or test.startswith("test_triton_bytes") or zlib.crc32(name.encode()) % 120 == 0
 
+
+LARGER = "test_larger.py::test_larger_problems_are_no_less_accurate"
+CASES_OF_LARGER = {f"{name}-triton-{label}-torch.float32]" for name, label in LARGER_IN_CI}
 
 EVERY_SAMPLE = (
     "test_forward.py::test_no_less_accurate_than_plain_pytorch",

@@ -38,6 +38,8 @@ def of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
         yield Sample("wide, start", (make.uniform(3, 131, 140),), {"start": make.uniform(3, 140)})
     elif name == "trades_kl":
         yield Sample("long rows", (make.normal(5, 4100), Maker(make.dtype, DEVICE, seed=1).normal(5, 4100)))
+    elif name == "confusion_counts":
+        yield Sample("many classes", (make.classes(2, 700, count=80), make.classes(700, count=79)), {"num_classes": 80})
     elif name == "same_class_mixup":
         yield Sample("many samples", (make.uniform(1100, 3), make.classes(1100, count=7)), {"lam": 0.3, "seed": 1})
     elif name in ("pgd_step", "random_start"):

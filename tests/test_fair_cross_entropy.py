@@ -126,7 +126,8 @@ def test_every_way_through_a_batch(name, options, dtype):
     exact, plain = (reference(operator, args, wide)[0] for wide in (torch.float64, dtype))
     assert_no_worse(total.detach(), plain, exact)
     exact, plain = (reference_gradient(operator, args, torch.ones_like(total), wide) for wide in (torch.float64, dtype))
-    assert_no_worse(grad, plain, exact, size=0)
+    # Against sums in long double PyTorch's gradient in float64 is off by 37 ulps, the kernel's by less than one.
+    assert_no_worse(grad, plain, exact, size=0, accuracy=1e-14 if dtype == torch.float64 else 0)
 
 
 @pytest.mark.parametrize("name", REGIMES)

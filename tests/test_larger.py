@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from cases import KERNELS, ON_GPU, call, reference, reference_gradient
+from cases import KERNELS, LARGER_IN_CI, ON_GPU, call, reference, reference_gradient
 from larger import SEVERAL_BLOCKS, larger
 from tolerance import assert_no_worse
 
@@ -25,7 +25,8 @@ def every_larger_call():
             for s in larger(name, dtype, backend):
                 if backend == "triton" and s.name == "long rows" and name != "trades_kl" and not ON_GPU:
                     continue  # takes minutes interpreted; test_triton_classes.py has long rows
-                marks = [] if s.name in QUICK else [pytest.mark.slow]
+                in_ci = backend == "triton" and dtype == torch.float32 and (name, s.name) in LARGER_IN_CI
+                marks = [] if s.name in QUICK or in_ci else [pytest.mark.slow]
                 yield pytest.param(name, backend, s.name, dtype, id=f"{name}-{backend}-{s.name}-{dtype}", marks=marks)
 
 

@@ -17,7 +17,8 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from cases import COMPILED, call, reference_gradient, replace_tensors, runs, sample, samples
+from cases import COMPILED, LARGER_IN_CI, call, reference_gradient, replace_tensors, runs, sample, samples
+from conftest import EVERY_SAMPLE, is_quick
 from larger import larger
 from tolerance import assert_no_worse
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +32,7 @@ from fairkernels.ops.schema import OPERATORS
 pytest.importorskip("triton")
 
 import triton
-from test_triton_classes import CALLS, cases_of
+from test_triton_classes import CALLS, calls_in_ci, cases_of
 from triton_calls import (
     SIZES,
     WITH_KERNELS,
@@ -330,6 +331,33 @@ def test_every_kernel_is_tested_with_several_programs_and_ragged_tails():
     assert every - good == set()
 
 
+@on_the_host
+def test_every_form_of_every_kernel_is_compared_by_make_test():
+    """Its forward by a test of values, its backward by one of gradients, of those that ``conftest`` chooses."""
+    compared = set()
+    with without_data():
+        for name in WITH_KERNELS:
+            for s in samples(name):
+                tests = [is_quick(f"{test}[{name}-triton-{s.name}-float32]", True, set()) for test in EVERY_SAMPLE]
+                compared |= forms_of(name, s, *tests)
+            for s in larger(name):
+                if (name, s.name) in LARGER_IN_CI:
+                    compared |= forms_of(name, s)
+        for name, s in calls_in_ci():
+            compared |= forms_of(name, s)
+        every = {form for name in WITH_KERNELS for s in calls(name, torch.float32) for form in forms_of(name, s)}
+    assert every - compared == set()
+
+
+def forms_of(name, s, values=True, gradients=True):
+    args = operator_arguments(name, s)
+    there = forward(name, args)
+    launches = list(there.launches) if values else []
+    if gradients and OPERATORS[name].differentiable:
+        launches += backward(name, args, there.saved, there.results[0]).launches
+    return {form_of(this) for this in launches}
+
+
 def launches_in_tests():
     """Those of most tests of values and gradients: of the table, of ``test_larger`` and ``test_triton_classes``."""
     for name in WITH_KERNELS:
@@ -524,6 +552,8 @@ class Compiled(FakeKernel):
 
 class Compiling(FakeKernel):
     """A kernel of the compiler: a launch gives the compiled one back."""
+
+    pre_run_hooks = ()
 
     def __init__(self):
         super().__init__()

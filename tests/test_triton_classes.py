@@ -1,5 +1,6 @@
 """Class terms on the kernels that serve many classes; these take any number, and few are run faster."""
 
+import contextlib
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -167,6 +168,37 @@ def test_classes_of_many_samples_are_divided(name, options):
         with launch.recorded(run=False) as launches, torch.no_grad():
             call(name, s, backend="triton")
         assert "combine_parts" in [one.name for one in launches]
+        check(name, s)
+
+
+def calls_in_ci():
+    """Beside the table and ``LARGER_IN_CI``, what reaches all forms of all kernels, under the limits that it needs."""
+    from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms  # also where none of them runs
+
+    rates, symmetry = CALLS[0], CALLS[3]
+    long = {(class_rates, "LONGEST_ROW"): dict.fromkeys(class_rates.LONGEST_ROW, 16)}
+    counted = {(class_order, "MOST_COUNTED"): -1}
+    for (name, options), shape, limits in (
+        (rates, "more samples than classes", long),
+        (symmetry, "more samples than classes", long),
+        (symmetry, "few classes present", long),
+        (symmetry, "few classes present", counted),
+        (symmetry, "few classes present", {**counted, (class_order, "MOST_BINS"): 4}),
+    ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(patch.object(class_terms, "fits_one_program", lambda *_: False))
+            for (module, limit), value in limits.items():
+                stack.enter_context(patch.object(module, limit, value))
+            yield name, next(cases_of(name, options, shape, torch.float32))
+    with (
+        patch.object(class_terms, "fits_one_program", lambda *_: False),
+        patch.object(class_rates, "SAMPLES_OF_A_PART", 1),
+    ):
+        yield "symmetry_loss", Sample("divided", batch(Maker(), 19, 5), {})
+
+
+def test_what_the_table_does_not_reach():
+    for name, s in calls_in_ci():
         check(name, s)
 
 

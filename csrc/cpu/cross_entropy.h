@@ -61,7 +61,7 @@ class CrossEntropy {
     if (weight_.empty() && smoothing_ != 0) {
       weight_.assign(classes_, Real(1));
     }
-    if (!weight_.empty()) {
+    if (smoothing_ != 0) {  // an infinite one of an absent class counts for nothing else
       all_weights_ = std::accumulate(weight_.begin(), weight_.end(), 0.0);
     }
     if (mean) {

@@ -443,8 +443,9 @@ FK_DEVICE double small_spectral(const ClassTask& task, int64_t problem, const Sm
   for (int cell = device::thread(); cell < classes * classes; cell += kSmallThreads) {
     const int label = cell / classes;
     const int column = cell - label * classes;
-    const Real count = task.surrogate == Surrogate::kl_all ? all : from[label * block.pitch + classes];
-    const Real entry = divided(from[label * block.pitch + column], count) * row_factor_of<Real>(task, problem, label);
+    const Real own = from[label * block.pitch + classes];
+    const Real rate = divided(from[label * block.pitch + column], task.surrogate == Surrogate::kl_all ? all : own);
+    const Real entry = own != 0 ? rate * row_factor_of<Real>(task, problem, label) : rate;
     matrix(label, column) = label == column ? 0 * entry : entry;  // a NaN is kept
   }
   device::barrier();

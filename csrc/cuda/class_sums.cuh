@@ -297,7 +297,7 @@ FK_DEVICE void put_column(const ClassTask& task, const SumShape& shape, const Cl
   if (task.wants_spectral && place.row < shape.rows) {
     const Real by = task.surrogate == Surrogate::kl_all ? static_cast<Real>(place.all) : count;
     Real entry = task.surrogate == Surrogate::soft ? rate : divided(charge, by);
-    if (place.label < task.classes) {
+    if (place.label < task.classes && count != 0) {
       entry *= row_factor_of<Real>(task, place.problem, place.label);
     }
     Real* matrix = SumWorkspace<Real>(task, shape).matrix;

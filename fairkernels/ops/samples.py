@@ -242,6 +242,11 @@ def spectral_loss(make: Maker) -> Iterator[Sample]:
     for surrogate, margin in (("kl", 0.5), ("gated", 0.5), ("kl-all", 0.1)):
         options = {"surrogate": surrogate, "margin": margin, "class_weight": make.uniform(4)}
         yield Sample(f"{surrogate}: margin, class weights", batch, options, smooth=surrogate == "kl")
+    for rows, classes in ((10, 6), (40, 34)):
+        some, inverse_counts = absent_classes(make, rows, classes)
+        for surrogate in ("kl", "soft"):
+            options = {"surrogate": surrogate, "class_weight": inverse_counts}
+            yield Sample(f"{surrogate}: class weights 1 / n, {classes} classes", some, options, smooth=False)
     for surrogate in ("kl", "kl-all", "soft", "gated"):
         smooth = surrogate in ("kl", "soft")
         many = (make.normal(90, 45), make.classes(90, count=45))
@@ -250,6 +255,14 @@ def spectral_loss(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{surrogate}: wide margin, start, power", batch, options, smooth)
         options = {"surrogate": surrogate, "margin": -0.3, "class_weight": make.normal(2, 4), "ignore_index": 1}
         yield Sample(f"{surrogate}: negative margin and weights", batch, options, smooth)
+
+
+def absent_classes(make: Maker, rows: int, classes: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """A batch without some of the classes, and weights that are infinite for these."""
+    weights = torch.full((classes,), torch.inf)
+    weights[: classes - 2] = 1 / torch.arange(1, classes - 1)
+    batch = (make.normal(rows, classes), make.classes(rows, count=classes - 2))
+    return batch, weights.to(make.device, make.dtype)
 
 
 def fair_cross_entropy(make: Maker) -> Iterator[Sample]:
@@ -264,6 +277,12 @@ def fair_cross_entropy(make: Maker) -> Iterator[Sample]:
     yield Sample("cross-entropy alone", batch, {"sym_weight": 0.0, **weights})
     yield Sample("weights, smoothing, sum", batch, {"reduction": "sum", **weights})
     yield Sample("without cross-entropy", batch, {"ce_weight": 0.0})
+    for rows, classes in ((10, 6), (5, 70)):
+        some, _ = absent_classes(make, rows, classes)
+        yield Sample(f"nothing counts, {classes} classes", some, {"sym_weight": 0.0, "ce_weight": 0.0})
+    for rows, classes in ((10, 6), (40, 34)):
+        some, inverse_counts = absent_classes(make, rows, classes)
+        yield Sample(f"weights 1 / n, {classes} classes", some, {"weight": inverse_counts, "spec_weight": 0.3}, False)
     yield Sample("kl", batch, {"spec_weight": 0.5, "surrogate": "kl", "margin": 0.2})
     yield Sample("zero, mean", batch, {"absent": "zero", "sym_reduction": "mean", "eps": 0.25})
     yield Sample("parts", batch, {"spec_weight": 0.5, "return_parts": True})

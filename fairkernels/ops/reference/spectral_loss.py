@@ -57,11 +57,9 @@ def spectral_loss(
 
     rows = weight.unsqueeze(-1) * surrogate_rows(logits, true, surrogate, margin)
     matrix = sum_by_class(rows, labels, num_classes)
-    if surrogate == "kl-all":
-        matrix = divide_or_zero(matrix, weight.sum(-1)[..., None, None])
-    else:
-        matrix = divide_or_zero(matrix, count_by_class(weight, labels, num_classes).unsqueeze(-1))
+    counts = count_by_class(weight, labels, num_classes).unsqueeze(-1)
+    matrix = divide_or_zero(matrix, weight.sum(-1)[..., None, None] if surrogate == "kl-all" else counts)
     if class_weight is not None:
-        matrix = matrix * class_weight.unsqueeze(-1)
+        matrix = matrix * torch.where(counts > 0, class_weight.unsqueeze(-1), 0)  # 1 / counts is infinite there
     sigma, u, v = spectral_norm(matrix, start, method, iters, tol)
     return sigma + 0 * rows.sum((-2, -1)), u, v

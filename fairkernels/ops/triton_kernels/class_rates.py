@@ -310,7 +310,7 @@ def store_class(
         if ENTROPY:
             tl.store(losses + place, loss)
             own_weight = load_class_weight(weight, label, weight_stride, REAL)
-            tl.store(divisors + place, tl.where(occurs, samples * own_weight, 0.0).to(tl.float64))
+            tl.store(divisors + place, tl.where(samples > 0, samples * own_weight, 0.0).to(tl.float64))
 
     rate = divided(mass, samples)
     if confusion is not None:
@@ -324,7 +324,7 @@ def store_class(
     factor = tl.full((), 1.0, REAL)
     if class_weight is not None:
         class_weight += offset_of(problem, class_weight_sizes, class_weight_strides)
-        factor = load_class_weight(class_weight, label, class_weight_stride, REAL)
+        factor = tl.where(samples > 0, load_class_weight(class_weight, label, class_weight_stride, REAL), 1.0)
     if rates is not None:
         rate = tl.where(columns == label, 0 * rate, rate)
         tl.store(rates + place * K + columns, factor * rate, mask=is_class)

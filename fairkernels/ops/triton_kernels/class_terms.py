@@ -45,11 +45,6 @@ class Terms:
     tol: float | None = None
     fold: bool = False  # whether u is kept as the backward wants it: times spec_weight / n
 
-    @property
-    def confusion_only(self) -> bool:
-        """Whether the upstream gradient is that of the confusion matrix, not of a total."""
-        return not (self.entropy or self.symmetry or self.spectral)
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -87,6 +82,11 @@ class Upstream:
     counts: Tensor | None = None
     u: Tensor | None = None
     v: Tensor | None = None
+
+    @property
+    def of_confusion(self) -> bool:
+        """Whether it is that of the confusion matrix, not of a total."""
+        return self.counts is not None
 
 
 # --- the regimes --------------------------------------------------------------------------------------------------

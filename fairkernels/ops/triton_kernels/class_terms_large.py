@@ -105,7 +105,7 @@ def forward_large(inputs: Inputs, terms: Terms, results: Results) -> None:
     batch, num_classes = inputs.logits.shape[-2:]
     by_class = class_order(inputs.labels, num_classes, terms.ignore_index)
     sums = sums_by_class(inputs, terms, results, by_class)
-    if not (terms.entropy or terms.symmetry or terms.spectral):
+    if results.total is None:
         return
     partial = penalties(inputs, terms, by_class, sums, results.coefficients) if terms.symmetry else None
     sigma, u, v = spectrum(inputs, terms, sums) if terms.spectral else (None, None, None)

@@ -221,7 +221,7 @@ def store_terms(
         matrix = tl.where(columns[:, None] == columns[None, :], matrix * 0, matrix)
         if class_weight is not None:
             at = class_weight + columns.to(tl.int64) * class_weight_stride
-            matrix = matrix * tl.load(at, mask=is_class, other=0).to(ACC)[:, None]
+            matrix = matrix * tl.load(at, mask=is_class & (counts > 0), other=0).to(ACC)[:, None]
         hint = tl.zeros((BLOCK_K,), tl.float64)
         if start is not None:
             hint = tl.load(start + columns.to(tl.int64) * start_stride, mask=is_class, other=0).to(tl.float64)
@@ -540,7 +540,7 @@ def class_terms_gradient(
         if ENTROPY:
             share = upstream * number(ce_weight, ACC)
             if ENTROPY_MEAN:
-                share = share / tl.sum(counts.to(ACC) * class_weights, 0)
+                share = share / tl.sum(tl.where(counts > 0, counts.to(ACC) * class_weights, 0.0), 0)
             by_row = cross_entropy_gradient(
                 exps, total, own, class_weights, columns, K, number(label_smoothing, ACC), SMOOTHED
             )
@@ -580,7 +580,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
         )  # fmt: skip
 
     grad = upstream.grad
-    inner = 2 if terms.confusion_only else 0
+    inner = 2 if upstream.of_confusion else 0
     tensors = (logits, labels, inputs.sample_weight, inputs.weight, inputs.class_weight)
     leading = tuple(part for place, t in enumerate(tensors) for part in problems(t, 2 if place == 0 else 1))
     launch(
@@ -590,7 +590,7 @@ def backward_small(inputs: Inputs, terms: Terms, upstream: Upstream) -> Tensor:
         *map(last_stride, tensors[1:]), *(grad.stride()[-2:] if inner else (1, 1)),
         terms.ignore_index, rows, rows if terms.absent == "ignore" else classes,
         terms.temperature, terms.label_smoothing, terms.margin, terms.ce_weight,
-        terms.normalize, terms.confusion_only, entropy, terms.entropy_mean, terms.label_smoothing > 0,
+        terms.normalize, upstream.of_confusion, entropy, terms.entropy_mean, terms.label_smoothing > 0,
         symmetry, terms.absent == "ignore", spectral, terms.surrogate, terms.fold, compact, counts,
         terms.margin == 0, terms.temperature != 1,
         **shape, BLOCK_L=64,

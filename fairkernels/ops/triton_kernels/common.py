@@ -28,11 +28,6 @@ def undisguised(number):
 
 
 @triton.jit
-def is_nan(x):
-    return x != x
-
-
-@triton.jit
 def sign(x):
     """-1, 0 or 1; 0 for NaN."""
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
