@@ -103,7 +103,7 @@ def forward(name: str, args: tuple) -> Call:
 
     operator = OPERATORS[name]
     with launch.recorded(run=False) as launches:
-        results = dispatch.forward(operator, args, "triton")
+        results = dispatch.compute(operator, args, "triton")
     return Call(tuple(launches), results, tuple(results[place] for place in operator.saved_places))
 
 
@@ -111,7 +111,7 @@ def backward(name: str, args: tuple, saved: tuple[Tensor, ...], first: Tensor) -
     from fairkernels.ops.triton_kernels import launch
 
     with launch.recorded(run=False) as launches:
-        grads = dispatch.backward(OPERATORS[name], torch.empty_like(first), args, saved, "triton")
+        grads = dispatch.compute_backward(OPERATORS[name], torch.empty_like(first), args, saved, "triton")
     return Call(tuple(launches), grads, ())
 
 
