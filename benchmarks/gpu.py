@@ -38,7 +38,14 @@ from fairkernels.app.json_file import write_json  # noqa: E402
 
 MINUTES = 8.6
 
-SUITE = ("test_forward.py", "test_gradients.py", "test_torch_contract.py", "test_meaning.py", "test_spectral.py")
+SUITE = (
+    "test_forward.py",
+    "test_gradients.py",
+    "test_torch_contract.py",
+    "test_triton_without_address.py",
+    "test_meaning.py",
+    "test_spectral.py",
+)
 """Tests that run on tensors of either device."""
 
 GPU_TESTS = ("test_gpu.py", "test_larger.py", "test_attacks_hygiene.py::test_a_captured_loop_is_the_loop")

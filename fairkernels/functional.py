@@ -318,7 +318,7 @@ def spectral_loss(
         logits: ``[..., B, K]``.
         labels: int ``[..., B]`` or ``[B]``, true classes.
         surrogate, margin: see above; ``"soft"`` has no margin.
-        class_weight: ``[..., K]`` or ``[K]``, multiplies the rows; carries no gradient.
+        class_weight: ``[..., K]`` or ``[K]``, multiplies the rows of the classes that occur; carries no gradient.
         ignore_index: rows with this label contribute nothing, whatever they hold.
         method, iters, tol, start, return_vectors: as in :func:`spectral_norm`; ``u`` and ``v`` are ``[..., K]``.
 

@@ -33,6 +33,10 @@ def runs(backend: str, name: str) -> bool:
     return dispatch.can_run(backend, OPERATORS[name], DEVICE, OPERATORS[name].dtypes[0]) is None
 
 
+BACKENDS = [backend for backend in dispatch.BACKENDS if any(runs(backend, name) for name in NAMES)]
+COMPILED = [backend for backend in BACKENDS if backend != "reference"]
+KERNELS = [(name, backend) for name in NAMES for backend in BACKENDS if runs(backend, name)]
+
 LARGER_IN_CI = {
     ("spectral_norm", "in the cache"),
     ("spectral_norm", "wide, start"),
@@ -48,10 +52,6 @@ LARGER_IN_CI = {
     ("confusion_counts", "many classes"),
 }
 """Calls of ``larger`` that ``make test`` runs interpreted: without them it would not reach every kernel of Triton."""
-
-BACKENDS = [backend for backend in dispatch.BACKENDS if any(runs(backend, name) for name in NAMES)]
-COMPILED = [backend for backend in BACKENDS if backend != "reference"]
-KERNELS = [(name, backend) for name in NAMES for backend in BACKENDS if runs(backend, name)]
 
 
 def samples(name: str, dtype: torch.dtype = torch.float32) -> list[Sample]:
@@ -89,6 +89,24 @@ def every_call(
 def call(name: str, s: Sample, **kwargs: Any) -> tuple[Tensor, ...]:
     """The public function on a sample, all results in one flat tuple."""
     return flat(getattr(FK, name)(*s.args, **{**s.kwargs, **kwargs}))
+
+
+def upstream_of(result: Tensor) -> Tensor:
+    """Made on the GPU itself, for graphs."""
+    return (
+        torch.arange(result.numel(), device=result.device, dtype=torch.float32).cos().to(result.dtype).view_as(result)
+    )
+
+
+def values_and_gradients(
+    name: str, backend: str, s: Sample, upstream: Callable[[Tensor], Tensor] = upstream_of
+) -> list[Tensor]:
+    """All results of a call, and the gradients of what has one; copies, as a CUDA graph would write them again."""
+    count = OPERATORS[name].differentiable
+    leaves = [arg.detach().requires_grad_() for arg in s.args[:count]]
+    results = call(name, Sample(s.name, (*leaves, *s.args[count:]), s.kwargs), backend=backend)
+    gradients = torch.autograd.grad(results[0], leaves, upstream(results[0])) if leaves else ()
+    return [result.detach().clone() for result in (*results, *gradients)]
 
 
 def replace_tensors(s: Sample, change: Callable[[Tensor], Any]) -> Sample:

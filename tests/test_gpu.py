@@ -6,13 +6,13 @@ from cases import (
     DEVICE,
     KERNELS,
     ON_GPU,
-    call,
     plain,
     replace_tensors,
     runs,
     samples,
     sized,
     tensors,
+    values_and_gradients,
 )
 
 import fairkernels.functional as FK
@@ -48,22 +48,6 @@ def calls_of(name):
     yield sized(name, 100)
     if ON_GPU:
         yield from benchmarked(name)
-
-
-def values_and_gradients(name, backend, s):
-    """All results of a call, and the gradients of what has one."""
-    count = OPERATORS[name].differentiable
-    leaves = [arg.detach().requires_grad_() for arg in s.args[:count]]
-    results = call(name, Sample(s.name, (*leaves, *s.args[count:]), s.kwargs), backend=backend)
-    gradients = torch.autograd.grad(results[0], leaves, upstream_of(results[0])) if leaves else ()
-    return [result.detach().clone() for result in (*results, *gradients)]
-
-
-def upstream_of(result):
-    """Made on the GPU itself, for graphs."""
-    return (
-        torch.arange(result.numel(), device=result.device, dtype=torch.float32).cos().to(result.dtype).view_as(result)
-    )
 
 
 def assert_same_bits(actual, expected, of):

@@ -15,12 +15,10 @@ from cases import (
     every_call,
     flat,
     plain,
-    replace_tensors,
     runs,
     sample,
     sized,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fairkernels
@@ -294,15 +292,6 @@ def test_what_is_not_differentiable_is_detached(name, backend):
     s = plain(name)
     leaf = s.args[0].clone().requires_grad_()
     assert not call(name, Sample("", (leaf, *s.args[1:]), s.kwargs), backend=backend)[0].requires_grad
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_fake_tensors_in_eager(name):
-    s = sized(name, 6)
-    real = call(name, s)
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        fake = call(name, replace_tensors(s, mode.from_tensor))
-    assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]
 
 
 @pytest.mark.parametrize(("name", "backend"), ONE_OF_EACH)

@@ -17,7 +17,17 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from cases import COMPILED, LARGER_IN_CI, call, reference_gradient, replace_tensors, runs, sample, samples
+from cases import (
+    COMPILED,
+    LARGER_IN_CI,
+    call,
+    reference_gradient,
+    replace_tensors,
+    runs,
+    sample,
+    samples,
+    values_and_gradients,
+)
 from conftest import EVERY_SAMPLE, is_quick
 from larger import larger
 from tolerance import assert_no_worse
@@ -586,6 +596,10 @@ def test_a_launch_like_an_earlier_one_goes_straight_to_the_compiled_kernel(monke
     launch.launch(kernel, (2,), x.double(), 5, 0, **options)
     launch.launch(kernel, (2,), x, 6, 0, **options)
     launch.launch(kernel, (2,), x, 5, 2**31, **options)
+    before = len(kernel.calls)
+    for number in (-(2**31) - 1, 2**40, -(2**31), 2**31 - 1):  # of 64 bits like that one, of 32 like the first
+        launch.launch(kernel, (2,), x, 5, number, **options)
+    assert len(kernel.calls) == before
     launch.launch(kernel, (2,), x, 5, 0, **options | {"BLOCK": 32})
     launch.launch(kernel, (2,), x, 5, 0, **options | {"num_stages": 2})
     device.return_value = 1
@@ -594,7 +608,7 @@ def test_a_launch_like_an_earlier_one_goes_straight_to_the_compiled_kernel(monke
         launch.launch(kernel, (2,), x, 5, 0, **options)
     assert len(launches) == 1
     assert len(kernel.calls) == 9
-    assert len(kernel.compiled.calls) == 1
+    assert len(kernel.compiled.calls) == 5
 
 
 @pytest.mark.parametrize("numbers", [(1,), (0,), (2,), (16, 1, 2**40), (17, 0, 3)])
@@ -672,9 +686,9 @@ def test_tuned_gives_the_same(name):
         with contextlib.ExitStack() as stack:
             for change in forced:
                 stack.enter_context(change)
-            expected = list(values_and_gradient(name))
+            expected = values_and_gradients(name, "triton", samples(name)[0])
             with launch.tuned(timer):
-                found = list(values_and_gradient(name))
+                found = values_and_gradients(name, "triton", samples(name)[0])
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert tried or name == "confusion_counts"
 
@@ -695,42 +709,6 @@ def test_scopes_of_tuning_may_end_in_any_order():
     assert not first[1]
 
 
-def test_a_second_launch_takes_what_was_compiled_for_such_numbers():
-    """Of a number that does not specialise a kernel, whether it has 32 bits decides, and it has them down to -2**31."""
-
-    class CompiledKernel:
-        def __getitem__(self, grid):
-            return lambda *args: None
-
-    class Kernel:
-        params = (SimpleNamespace(num=0, do_not_specialize=True), SimpleNamespace(num=1, do_not_specialize=False))
-        searched = 0
-
-        def __getitem__(self, grid):
-            def search(*args, **options):
-                self.searched += 1
-                return CompiledKernel()
-
-            return search
-
-    active = SimpleNamespace(get_current_device=lambda: 0)
-    stand_in = SimpleNamespace(
-        runtime=SimpleNamespace(driver=SimpleNamespace(active=active)),
-        compiler=SimpleNamespace(CompiledKernel=CompiledKernel),
-    )
-    kernel = Kernel()
-
-    def searches(number, size=5):
-        before = kernel.searched
-        launch.launch_again(kernel, (4,), (number, size), {"num_warps": 4})
-        return kernel.searched - before
-
-    with patch.object(launch, "triton", stand_in):
-        assert [searches(number) for number in (7, -100, 0, 2**31 - 1, -(2**31))] == [1, 0, 0, 0, 0]
-        assert [searches(number) for number in (2**31, -(2**31) - 1, 2**40)] == [1, 0, 0]
-        assert searches(7, size=6) == 1
-
-
 def test_who_takes_part_in_launches_is_asked_every_time():
     kernel = SimpleNamespace(pre_run_hooks=[])
     assert not launch.watched(kernel)
@@ -738,16 +716,6 @@ def test_who_takes_part_in_launches_is_asked_every_time():
         assert launch.watched(kernel)
     kernel.pre_run_hooks.append(print)
     assert launch.watched(kernel)
-
-
-def values_and_gradient(name):
-    s = samples(name)[0]
-    count = OPERATORS[name].differentiable
-    leaves = [arg.clone().requires_grad_() for arg in s.args[:count]]
-    results = call(name, Sample(s.name, (*leaves, *s.args[count:]), s.kwargs), backend="triton")
-    yield from (result.detach() for result in results)
-    if leaves:
-        yield from torch.autograd.grad(results[0].sum(), leaves)
 
 
 def test_nothing_is_tuned_outside_nor_what_writes_what_it_reads_nor_without_a_gpu():

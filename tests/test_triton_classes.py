@@ -16,17 +16,11 @@ from fairkernels.ops import samples, triton_kernels
 from fairkernels.ops.samples import IGNORE, Maker, Sample, with_rows
 from fairkernels.ops.schema import OPERATORS
 
-pytestmark = pytest.mark.skipif(triton_kernels.missing("cpu") is not None, reason="no triton kernels run here")
+pytest.importorskip("triton")
 
-if triton_kernels.missing("cpu") is None:
-    from fairkernels.ops.triton_kernels import (
-        class_order,
-        class_rates,
-        class_terms,
-        confusion_counts,
-        launch,
-        trades_kl,
-    )
+from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms, confusion_counts, launch, trades_kl
+
+pytestmark = pytest.mark.skipif(triton_kernels.missing("cpu") is not None, reason="no triton kernels run here")
 
 
 @pytest.fixture(autouse=True)
@@ -173,28 +167,27 @@ def test_classes_of_many_samples_are_divided(name, options):
 
 def calls_in_ci():
     """Beside the table and ``LARGER_IN_CI``, what reaches all forms of all kernels, under the limits that it needs."""
-    from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms  # also where none of them runs
+
+    def first(call, shape):
+        name, options = call
+        return name, next(cases_of(name, options, shape, torch.float32))
 
     rates, symmetry = CALLS[0], CALLS[3]
     long = {(class_rates, "LONGEST_ROW"): dict.fromkeys(class_rates.LONGEST_ROW, 16)}
     counted = {(class_order, "MOST_COUNTED"): -1}
-    for (name, options), shape, limits in (
-        (rates, "more samples than classes", long),
-        (symmetry, "more samples than classes", long),
-        (symmetry, "few classes present", long),
-        (symmetry, "few classes present", counted),
-        (symmetry, "few classes present", {**counted, (class_order, "MOST_BINS"): 4}),
+    for (name, s), limits in (
+        (first(rates, "more samples than classes"), long),
+        (first(symmetry, "more samples than classes"), long),
+        (first(symmetry, "few classes present"), long),
+        (first(symmetry, "few classes present"), counted),
+        (first(symmetry, "few classes present"), {**counted, (class_order, "MOST_BINS"): 4}),
+        (("symmetry_loss", Sample("divided", batch(Maker(), 19, 5))), {(class_rates, "SAMPLES_OF_A_PART"): 1}),
     ):
         with contextlib.ExitStack() as stack:
             stack.enter_context(patch.object(class_terms, "fits_one_program", lambda *_: False))
             for (module, limit), value in limits.items():
                 stack.enter_context(patch.object(module, limit, value))
-            yield name, next(cases_of(name, options, shape, torch.float32))
-    with (
-        patch.object(class_terms, "fits_one_program", lambda *_: False),
-        patch.object(class_rates, "SAMPLES_OF_A_PART", 1),
-    ):
-        yield "symmetry_loss", Sample("divided", batch(Maker(), 19, 5), {})
+            yield name, s
 
 
 def test_what_the_table_does_not_reach():

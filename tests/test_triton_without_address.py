@@ -5,7 +5,7 @@ Triton's are launched by us, not by PyTorch's dispatcher, which sees to that for
 
 import pytest
 import torch
-from cases import COMPILED, DIFFERENTIABLE, KERNELS, call, replace_tensors, runs, sized
+from cases import COMPILED, DIFFERENTIABLE, KERNELS, call, replace_tensors, runs, sized, values_and_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -52,14 +52,6 @@ class Named(torch.Tensor):
     """A subclass that keeps its memory."""
 
 
-def values_and_gradients(name, backend, s, upstream=lambda result: torch.ones_like(result)):
-    count = OPERATORS[name].differentiable
-    leaves = [arg.detach().requires_grad_() for arg in s.args[:count]]
-    results = call(name, Sample(s.name, (*leaves, *s.args[count:]), s.kwargs), backend=backend)
-    gradients = torch.autograd.grad(results[0], leaves, upstream(results[0])) if leaves else ()
-    return [result.detach() for result in (*results, *gradients)]
-
-
 @every_kernel
 @pytest.mark.parametrize("change", [floating(negative_bit), Named], ids=["negative", "subclass"])
 def test_same_numbers(name, backend, change):
@@ -87,7 +79,11 @@ def test_upstream_gradients(name, backend):
 
     expected = gradients(lambda upstream: upstream)
     torch.testing.assert_close(gradients(negative_bit), expected, rtol=0, atol=0)
-    nothing = values_and_gradients(name, backend, s, lambda result: torch._efficientzerotensor(result.shape))
+
+    def zero(result):
+        return torch._efficientzerotensor(result.shape, dtype=result.dtype, device=result.device)
+
+    nothing = values_and_gradients(name, backend, s, zero)
     for gradient in nothing[-OPERATORS[name].differentiable :]:
         assert not gradient.any()
 

@@ -195,6 +195,7 @@ def forward(operator: Operator, args: tuple[Any, ...], backend: str | None) -> t
 
 
 def compute(operator: Operator, args: tuple[Any, ...], chosen: Backend) -> tuple[Tensor, ...]:
+    """The forward on tensors that have addresses, below PyTorch's dispatcher or where it has nothing to do."""
     if operator.writes_into and chosen != "reference":
         return (compute_into(operator, args, operator.fake(*args), chosen),)
     if chosen == "native":
@@ -219,6 +220,7 @@ def backward(
 def compute_backward(
     operator: Operator, grad: Tensor, args: tuple[Any, ...], saved: tuple[Tensor, ...], chosen: Backend
 ) -> tuple[Tensor, ...]:
+    """The backward, likewise."""
     if chosen == "native":
         return call_native(f"{operator.name}_backward", (grad, *args, *saved))
     with torch.no_grad():

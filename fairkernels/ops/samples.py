@@ -244,7 +244,7 @@ def spectral_loss(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{surrogate}: margin, class weights", batch, options, smooth=surrogate == "kl")
     for rows, classes in ((10, 6), (40, 34)):
         some, inverse_counts = absent_classes(make, rows, classes)
-        for surrogate in ("kl", "soft"):
+        for surrogate in ("kl", "kl-all", "soft"):
             options = {"surrogate": surrogate, "class_weight": inverse_counts}
             yield Sample(f"{surrogate}: class weights 1 / n, {classes} classes", some, options, smooth=False)
     for surrogate in ("kl", "kl-all", "soft", "gated"):

@@ -2,9 +2,10 @@
 
 Forward: samples are ordered by class (``class_order``), classes are added up (``class_rates``), then comes what is
 wanted of the pairs (``class_pairs``) and of the spectrum (``spectral_norm``), at last one small launch that makes the
-terms. Up to ``MOST_COUNTED`` samples and ``LONGEST_ROW`` classes that is one launch each, of the spectrum its own, and
-one read of the logits; longer rows take one launch and one read more, classes of many samples one launch more. More
-samples take one launch for their classes, and PyTorch sorts these and finds where each begins.
+terms. Up to ``MOST_COUNTED`` samples and ``LONGEST_ROW`` classes (half of it with a surrogate but "soft") that is one
+launch each, of the spectrum its own, and one read of the logits; longer rows take one launch and one read more, classes
+of many samples one launch more. More samples take one launch for their classes, and PyTorch sorts these and finds where
+each begins.
 
 Backward: one launch, one read of the logits and one write of their gradient (longer rows are read three times, the
 second and third time from the cache). Before it comes, if that is needed, one for where classes begin, with two by
