@@ -39,8 +39,8 @@ KERNELS = [(name, backend) for name in NAMES for backend in BACKENDS if runs(bac
 
 LARGER_IN_CI = {
     ("spectral_norm", "in the cache"),
-    ("spectral_norm", "wide, start"),
-    ("spectral_norm", "large, power"),
+    ("spectral_norm", "wide, start, one problem"),
+    ("spectral_norm", "large, power, one problem"),
     ("spectral_loss", "kl: plain, many samples"),
     ("spectral_loss", "kl: plain, many classes"),
     ("fair_cross_entropy", "weights, smoothing, many classes"),

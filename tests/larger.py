@@ -36,6 +36,8 @@ def of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
         yield Sample("large, power", (make.uniform(3, 140, 131),), {"method": "power", "iters": 40})
         yield Sample("tall, start", (make.uniform(3, 140, 131),), {"start": make.uniform(3, 131)})
         yield Sample("wide, start", (make.uniform(3, 131, 140),), {"start": make.uniform(3, 140)})
+        yield Sample("wide, start, one problem", (make.uniform(131, 140),), {"start": make.uniform(140)})
+        yield Sample("large, power, one problem", (make.uniform(140, 131),), {"method": "power", "iters": 40})
     elif name == "trades_kl":
         yield Sample("long rows", (make.normal(5, 4100), Maker(make.dtype, DEVICE, seed=1).normal(5, 4100)))
     elif name == "confusion_counts":
