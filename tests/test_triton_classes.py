@@ -236,7 +236,7 @@ def test_sample_weights(name, label):
 @pytest.mark.parametrize(
     ("name", "options"),
     [(name, {}) for name in ("soft_confusion", "symmetry_loss", "spectral_loss", "fair_cross_entropy")]
-    + [("fair_cross_entropy", {"sym_weight": 0.0})],
+    + [("soft_confusion", {"normalize": "all"}), ("fair_cross_entropy", {"sym_weight": 0.0})],
 )
 def test_label_that_is_no_class_gives_nan_and_reads_nothing_else(name, options, wrong, kind):
     """On a GPU nobody waits to look; the check of labels on the CPU is left out here."""

@@ -324,8 +324,11 @@ def compile_all(
     _jobs[:] = [(this, target) for this in chosen for target in targets]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         needs = pool.map(compile_job, range(len(_jobs)))
-        followed = track(needs, "compiling", total=len(_jobs), console=Console(stderr=True))
-        for (this, target), need in zip(_jobs, followed, strict=True):
+        console = Console(stderr=True)
+        followed = track(needs, "compiling", total=len(_jobs), console=console)
+        for done, ((this, target), need) in enumerate(zip(_jobs, followed, strict=True), 1):
+            if not console.is_terminal and done % 500 == 0:
+                console.print(f"compiled {done} of {len(_jobs)}")
             yield (this.name, str(this), target), need
 
 

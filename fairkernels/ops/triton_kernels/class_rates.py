@@ -509,8 +509,7 @@ def all_weights(inputs: Inputs, terms: Terms) -> Tensor | None:
     """What ``normalize="all"`` divides by; a sum over samples, by PyTorch."""
     if not terms.confusion or terms.normalize != "all":
         return None
-    labels, num_classes = inputs.labels, inputs.logits.shape[-1]
-    weight = torch.ones_like(labels, dtype=torch.float32) if inputs.sample_weight is None else inputs.sample_weight
-    is_class = (labels >= 0) & (labels < num_classes)
-    counted = torch.where(labels == terms.ignore_index, 0, torch.where(is_class, weight, torch.nan))
+    counted = inputs.labels != terms.ignore_index
+    if inputs.sample_weight is not None:
+        counted = torch.where(counted, inputs.sample_weight, 0)
     return counted.sum(-1, dtype=accumulation_dtype(inputs.logits.dtype)).reshape(-1)

@@ -11,6 +11,8 @@ Backward: one launch, one read of the logits and one write of their gradient (lo
 second and third time from the cache). Before it comes, if that is needed, one for where classes begin, with two by
 PyTorch beyond ``MOST_COUNTED`` samples, and one for the divisor of a mean with class weights.
 
+For ``normalize="all"`` PyTorch adds up all weights: four small launches forward (two without weights), two backward.
+
 Of a logit these are 4 bytes forward and 8 backward (float64 8 and 16, half 2 and 4), that of a sample's own class once
 more. Besides, forward: min(B, K) x K rates are written, and where pairs count read and as many coefficients written;
 labels are read, from the cache, once for each 16 samples and classes to be ordered. Backward: a row of derivatives for
