@@ -508,7 +508,8 @@ def random_start(
     r"""A uniform point of the ball around each sample, clipped to the bounds; where an attack starts.
 
     The library's own counter-based generator (Philox4x32-10) draws it: the same seed gives the same start, whatever
-    the number of threads, and the global generator is neither read nor moved. Not differentiable.
+    the number of threads and the backend (``"l2"``: to the last place, as lengths are added up in another order); the
+    global generator is neither read nor moved. Not differentiable.
 
     Equivalent to (``norm="linf"``)::
 

@@ -181,6 +181,19 @@ def test_a_start_with_parameters_of_every_shape(norm, layout, dtype):
         assert ours.stride() == torch.empty_like(x).stride()
 
 
+@pytest.mark.skipif("native" not in COMPILED, reason="needs the compiled kernels")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])  # interpreted, bfloat16 is cut off
+def test_starts_are_those_of_the_native_backend(dtype):
+    """Bit by bit, but for the length of a vector, which is added up in another order."""
+    x = torch.rand(5, 3, 17, 19).to(dtype)
+    starts = {
+        norm: [FK.random_start(x, eps=0.3, norm=norm, seed=7, backend=backend) for backend in ("triton", "native")]
+        for norm in ("linf", "l2")
+    }
+    assert torch.equal(*starts["linf"])
+    torch.testing.assert_close(*starts["l2"], rtol=0, atol=torch.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("first", [0, 2**32 - 8, 2**40 + 5])
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_words_of_the_generator_are_those_of_the_reference(first, stream):
