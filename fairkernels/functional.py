@@ -10,7 +10,7 @@ or raises ``RuntimeError`` with the reason. See :func:`fairkernels.explain` and 
 
 Raises, in every function: ``TypeError`` for a wrong type or dtype, ``ValueError`` for a wrong shape, device or option,
 both naming the argument; ``IndexError`` naming the first label outside ``[0, K)`` that is not ``ignore_index`` (on a
-GPU nobody waits to look: the result is NaN).
+GPU nobody waits to look: the result is NaN; of counts the sample is missing).
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def confusion_counts(
         int64 ``[..., K, K]``, rows the true class.
 
     Raises:
-        TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`; predictions out of range raise too.
+        TypeError, ValueError, IndexError: see :mod:`fairkernels.functional`; predictions out of range raise too (on a
+            GPU such a sample is not counted, nor is one with a label out of range).
     """
     num_classes = check.class_count(num_classes, "num_classes")
     ignore_index = check.integer(ignore_index, "ignore_index")

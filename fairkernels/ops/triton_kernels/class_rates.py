@@ -248,7 +248,7 @@ def rates_by_class(
             if SURROGATE == "gated":
                 row_charge = gates_of(z, own_logit, number(margin, REAL)) * exps * (1 / total)[:, None]
             elif SURROGATE == "kl-all":
-                inverse = 1 / total  # as the gradient has it: a rate at the margin is a hit for both or for neither
+                inverse = 1 / total  # as the gradient has it: at the margin both hit or neither, but for the last place
                 own_rate = tl.exp(own_logit - finite_top(top)) * inverse
                 by_rates = exps * inverse[:, None]
                 hits = hits_of(z, by_rates, own_logit, own_rate, own, columns, K, number(margin, REAL), ZERO_MARGIN)
