@@ -443,10 +443,11 @@ tried, for who wants that.
   (`TRITON_INTERPRET=1`, on CPU tensors). `make test` runs, in its second part, of every sample in float32 the values
   or the gradient, and a selection of the others, `make test-all` runs all.
 - `tests/test_triton.py`: launches of a call, no copies of inputs, no result that was not written, nothing that waits
-  for the GPU, so that a CUDA graph can capture it.
+  for the GPU, so that a CUDA graph can capture it (after one call outside: the first one compiles and loads).
 - `tests/test_triton_bytes.py`: what a call reads and writes, counted on the interpreter: logits once each way, their
   gradient once. No address lies outside the tensors of its launch, and no program reads or writes what another one
   writes, but for the same bits.
+- `tests/test_triton_offsets.py`: inputs whose elements lie further apart than 32 bits count, in every dimension.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
   against `tests/budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every
   constant and every type occurs, and every choice of block sizes with float64 and without, of the spectral iterations
