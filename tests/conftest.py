@@ -13,6 +13,12 @@ import pytest
 import torch
 from cases import BACKENDS, DEVICE, DIFFERENTIABLE, NAMES, ON_GPU
 
+with contextlib.suppress(ImportError):  # not on every machine with a GPU
+    from hypothesis import settings
+
+    settings.register_profile("fairkernels", max_examples=40, deadline=None, derandomize=True)
+    settings.load_profile("fairkernels")
+
 NAN_BYTES = 0x100  # glibc fills fresh memory with (value ^ 0xff): bytes that are NaN in every floating dtype
 M_PERTURB = -6
 

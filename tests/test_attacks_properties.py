@@ -33,7 +33,7 @@ def lengths(values):
 
 
 @pytest.mark.parametrize("name", LINF)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(eps=radii, seed=seeds, steps=st.integers(1, 4))
 def test_attacks_stay_in_ball_and_box(name, eps, seed, steps):
     images, labels = batch()
@@ -43,12 +43,12 @@ def test_attacks_stay_in_ball_and_box(name, eps, seed, steps):
     assert adversarial.max() <= 1
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(eps=st.floats(0, 5), seed=seeds, steps=st.integers(0, 4))
 def test_l2_attacks_stay_in_ball_and_box(eps, seed, steps):
     images, labels = batch()
     adversarial = attacks.PGDL2(MODEL, eps, eps / 2, steps, seed=seed)(images, labels)
-    assert lengths(adversarial - images).max() <= eps * (1 + 1e-9)
+    assert lengths(adversarial - images).max() <= eps * (1 + 1e-9) + 1e-14  # images are rounded
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
 
@@ -75,7 +75,7 @@ def test_without_a_radius_the_images_come_back(name):
     assert made(name, eps=0.0, steps=3)(images, labels).equal(images)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), height=st.integers(3, 12), width=st.integers(3, 12), per_sample=st.booleans())
 def test_outside_the_mask_nothing_changes_by_a_bit(data, height, width, per_sample):
     images, labels = batch(4, height=height, width=width)

@@ -21,7 +21,7 @@ sizes = st.integers(16, 80)
 
 
 @pytest.mark.parametrize(("draw", "least", "most"), [(attacks.eyeglasses, 0.04, 0.2), (attacks.face_mask, 0.15, 0.35)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=sizes, width=sizes)
 def test_shapes_are_symmetric_and_of_moderate_size(draw, least, most, height, width):
     drawn = draw(height, width)
@@ -124,7 +124,7 @@ def test_the_pattern_of_a_face_mask_is_as_coarse_as_its_grid():
 # --- rectangles ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))
 def test_all_rectangles_are_tried_the_last_that_fits_included(height, width, rows, columns, stride):
     rows, columns = min(rows, height), min(columns, width)

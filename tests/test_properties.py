@@ -11,9 +11,6 @@ import hypothesis.strategies as st
 
 import fairkernels.functional as FK
 
-hypothesis.settings.register_profile("fairkernels", max_examples=40, deadline=None, derandomize=True)
-hypothesis.settings.load_profile("fairkernels")
-
 backends = st.sampled_from(BACKENDS)
 seeds = st.integers(0, 2**31)
 
