@@ -52,14 +52,14 @@ def apart(dimension: int) -> Callable[[Tensor], Tensor]:
     return change
 
 
-def both_ways(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Results and gradients of the operator."""
+def both_ways(name: str, args: tuple[Any, ...], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """Results and gradients of the operator; upstream gradients are changed."""
     operator = OPERATORS[name]
     results = dispatch.forward(operator, args, "triton")
     if not operator.differentiable:
         return results
     saved = tuple(results[place] for place in operator.saved_places)
-    return *results, *dispatch.backward(operator, upstream_of(results[0]), args, saved, "triton")
+    return *results, *dispatch.backward(operator, change(upstream_of(results[0])), args, saved, "triton")
 
 
 HERE = {**LIMITS, "cache": LIMITS["large"][:1]}
@@ -76,9 +76,10 @@ CALLS = [
         for surrogate in ("kl", "kl-all", "gated")
         for limit in ("", "many classes")
     ),
+    *(("spectral_loss", "soft: wide margin, start, power", limit) for limit in ("", "many classes")),
     *(
-        ("fair_cross_entropy", f"{surrogate}, ignore, weights, smoothing, sum", limit)
-        for surrogate in ("soft", "kl")
+        ("fair_cross_entropy", f"{terms}, weights, smoothing{reduction}", limit)
+        for terms, reduction in (("ignore, mean", ""), ("soft, ignore", ", sum"), ("kl, ignore", ", sum"))
         for limit in ("", "many classes", "many samples")
     ),
     *(("symmetry_gap", label, "") for label in ("problems", "tiles", "counts")),
@@ -102,6 +103,6 @@ def test_far_apart(name, label, limit, dimension):
     with contextlib.ExitStack() as patched:
         for place, attribute, value in HERE[limit]:
             patched.enter_context(patch.object(place, attribute, value))
-        expected = both_ways(name, handed_on(name, s))
-        found = both_ways(name, handed_on(name, replace_tensors(s, apart(dimension))))
+        expected = both_ways(name, handed_on(name, s), lambda t: t)
+        found = both_ways(name, handed_on(name, replace_tensors(s, apart(dimension))), apart(dimension))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
