@@ -194,8 +194,18 @@ LIMITS = {
     "sorted": ((class_order, "MOST_COUNTED", -1),),
     "many classes": ((class_terms, "fits_one_program", never),),
     "many samples": ((class_terms, "fits_one_program", never), (class_rates, "SAMPLES_OF_A_PART", 1)),
+    "in the cache": ((spectral_norm, "fits_registers", never),),
     "large": ((spectral_norm, "fits_registers", never), (spectral_norm, "fits_cache", never)),
 }
+
+
+@contextlib.contextmanager
+def limited(limit: str) -> Iterator[None]:
+    with contextlib.ExitStack() as limits:
+        for place, attribute, value in LIMITS[limit]:
+            limits.enter_context(patch.object(place, attribute, value))
+        yield
+
 
 OWN_40, OWN_70, OWN_80, OWN_100 = (1 + 1 / classes for classes in (40, 70, 80, 100))
 """Where a class is a program, or rows are long, the logit of a sample's class is read once more."""
@@ -306,10 +316,8 @@ class Half:
 def seen(request) -> tuple[Traffic | Edge, list[Half]]:
     """A call, which is made once for all that is to be known about it."""
     operator, args = OPERATORS[request.param.operator], request.param.arguments()
-    with contextlib.ExitStack() as limits:
-        limits.enter_context(patch.object(dispatch, "check_classes"))  # nobody looks at labels on a GPU
-        for place, attribute, value in LIMITS[request.param.limit]:
-            limits.enter_context(patch.object(place, attribute, value))
+    without_check = patch.object(dispatch, "check_classes")  # nobody looks at labels on a GPU
+    with without_check, limited(request.param.limit):
         with watched() as accesses:
             results = dispatch.forward(operator, args, "triton")
         halves = [Half(args, results, accesses)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from fairkernels.ops.schema import OPERATORS
 
 pytest.importorskip("triton")
 
-from test_triton_bytes import LIMITS
+from test_triton_bytes import limited
 from triton_calls import WITH_KERNELS
 
 pytestmark = pytest.mark.skipif(not triton_kernels.interpreted(), reason="needs TRITON_INTERPRET=1")
@@ -62,8 +60,6 @@ def both_ways(name: str, args: tuple[Any, ...], change: Callable[[Tensor], Tenso
     return *results, *dispatch.backward(operator, change(upstream_of(results[0])), args, saved, "triton")
 
 
-HERE = {**LIMITS, "cache": LIMITS["large"][:1]}
-
 CALLS = [
     *(("soft_confusion", "sample weights", limit) for limit in ("many classes", "")),
     *((name, samples(name)[0].name, "") for name in WITH_KERNELS if name != "spectral_loss"),
@@ -86,7 +82,7 @@ CALLS = [
     *(
         ("spectral_norm", label, limit)
         for label in ("problems", "start of each problem", "power, signed")
-        for limit in ("", "cache", "large")
+        for limit in ("", "in the cache", "large")
     ),
     *((name, label, "") for name in ("pgd_step", "random_start") for label in ("l2", "l2, large", "l2, per sample")),
     *(("pgd_step", label, "") for label in ("linf, mask", "l2, bounds per channel", "l2, start")),
@@ -100,9 +96,7 @@ CASES = [(*call, dimension) for call in CALLS for dimension in range(-sample(*ca
 @pytest.mark.parametrize(("name", "label", "limit", "dimension"), CASES)
 def test_far_apart(name, label, limit, dimension):
     s = sample(name, label)
-    with contextlib.ExitStack() as patched:
-        for place, attribute, value in HERE[limit]:
-            patched.enter_context(patch.object(place, attribute, value))
+    with limited(limit):
         expected = both_ways(name, handed_on(name, s), lambda t: t)
         found = both_ways(name, handed_on(name, replace_tensors(s, apart(dimension))), apart(dimension))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
