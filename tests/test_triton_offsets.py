@@ -18,7 +18,10 @@ from fairkernels.ops.schema import OPERATORS
 pytest.importorskip("triton")
 
 from test_triton_bytes import limited
+from test_triton_spectral import matrix_that_loses_its_start
 from triton_calls import WITH_KERNELS
+
+from fairkernels.ops.triton_kernels import spectral_norm as spectral
 
 pytestmark = pytest.mark.skipif(not triton_kernels.interpreted(), reason="needs TRITON_INTERPRET=1")
 
@@ -100,3 +103,13 @@ def test_far_apart(name, label, limit, dimension):
         expected = both_ways(name, handed_on(name, s), lambda t: t)
         found = both_ways(name, handed_on(name, replace_tensors(s, apart(dimension))), apart(dimension))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("limit", ["", "in the cache", "large"])
+@pytest.mark.parametrize("dimension", [-2, -1])
+def test_far_apart_where_the_first_direction_is_lost(limit, dimension):
+    """Without a step, as one would mend a wrong start."""
+    matrix = matrix_that_loses_its_start(39, torch.float32)
+    with limited(limit):
+        expected, found = (spectral.spectral_norm(m, None, "locg", 0, None) for m in (matrix, apart(dimension)(matrix)))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

@@ -154,20 +154,25 @@ def test_a_first_direction_that_is_lost(method, beyond_registers):
         assert_leading_pair(matrix, found, 1e-6)
 
 
+def matrix_that_loses_its_start(place, dtype):
+    """40 x 3; the only row that is not 0 is orthogonal to the first direction of the iteration, to the last bit."""
+    turn = 0.618034 * torch.arange(3, dtype=F64)
+    x = 1 + (turn - turn.floor()) / 2
+    x = (x / x.norm()).to(dtype)
+    matrix = torch.zeros(40, 3, dtype=dtype)
+    matrix[place, 0], matrix[place, 2] = x[2], -x[0]
+    return matrix
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("method", ["locg", "power"])
 @pytest.mark.parametrize("place", [4, 36])
 @pytest.mark.parametrize("kept", ["in registers", "in the cache", "in steps"])
 def test_a_first_direction_that_a_signed_matrix_loses(kept, place, method, dtype, monkeypatch):
-    """Its only row is orthogonal to that direction, to the last bit."""
     monkeypatch.setattr(spectral, "fits_registers", lambda _: kept == "in registers")
     monkeypatch.setattr(spectral, "fits_cache", lambda _: kept == "in the cache")
     monkeypatch.setattr(spectral_tile, "BLOCK_IN_CACHE", tl.constexpr(2048))
-    turn = 0.618034 * torch.arange(2, dtype=F64)
-    x = 1 + (turn - turn.floor()) / 2
-    x = (x / x.norm()).to(dtype)
-    matrix = torch.zeros(40, 2, dtype=dtype)
-    matrix[place] = torch.stack((x[1], -x[0]))
+    matrix = matrix_that_loses_its_start(place, dtype)
     assert_leading_pair(matrix, spectral.spectral_norm(matrix, None, method, 5, None), 1e-6)
 
 
