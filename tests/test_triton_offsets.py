@@ -105,11 +105,24 @@ def test_far_apart(name, label, limit, dimension):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
+def without_a_step(matrix: Tensor, start: Tensor | None, limit: str) -> tuple[Tensor, ...]:
+    """A step would mend a wrong first direction."""
+    with limited(limit):
+        return spectral.spectral_norm(matrix, start, "locg", 0, None)
+
+
 @pytest.mark.parametrize("limit", ["", "in the cache", "large"])
 @pytest.mark.parametrize("dimension", [-2, -1])
 def test_far_apart_where_the_first_direction_is_lost(limit, dimension):
-    """Without a step, as one would mend a wrong start."""
     matrix = matrix_that_loses_its_start(39, torch.float32)
-    with limited(limit):
-        expected, found = (spectral.spectral_norm(m, None, "locg", 0, None) for m in (matrix, apart(dimension)(matrix)))
+    expected, found = (without_a_step(m, None, limit) for m in (matrix, apart(dimension)(matrix)))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", ["", "in the cache", "large"])
+@pytest.mark.parametrize("shape", [(5, 40), (40, 5)])
+def test_a_start_far_apart(limit, shape):
+    matrix = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    start = 1 + torch.arange(float(shape[1])) ** 2
+    expected, found = (without_a_step(matrix, s, limit) for s in (start, apart(-1)(start)))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
