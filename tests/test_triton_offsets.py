@@ -26,7 +26,10 @@ from fairkernels.ops.triton_kernels import spectral_norm as spectral
 pytestmark = pytest.mark.skipif(not triton_kernels.interpreted(), reason="needs TRITON_INTERPRET=1")
 
 FAR = 2**31
-"""How many elements there are at least between the first and the last one; a stride alone often fits 32 bits."""
+"""How many elements there are at least between the first and the last one; a stride alone fits 32 bits if it can."""
+
+SPAN = 2**42
+"""How many there are at most."""
 
 UNRESERVED = 0x4000
 """``MAP_NORESERVE`` of Linux, which Python knows from 3.13 on."""
@@ -42,7 +45,7 @@ def apart(dimension: int) -> Callable[[Tensor], Tensor]:
         if tensor.dim() < -dimension or tensor.shape[dimension] < 2:
             return tensor
         length, strides = tensor.shape[dimension], list(tensor.contiguous().stride())
-        strides[dimension] = -(-FAR // (length - 1))
+        strides[dimension] = FAR if length == 2 else min(FAR - 1, SPAN // length)
         elements = 2 * FAR + sum(stride * size for stride, size in zip(strides, tensor.shape, strict=True))
         try:
             memory = mmap.mmap(-1, elements * tensor.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | UNRESERVED)
