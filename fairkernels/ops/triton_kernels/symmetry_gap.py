@@ -15,6 +15,8 @@ from .launch import cdiv, launch, power_of_2, problems, real_type
 from .pair_penalty import pair_penalty
 
 PRESENT = tl.constexpr(1024)  # a block of what says which classes are there
+LARGEST_WHOLE = 64
+"""Classes of the largest matrix that is one tile; one of 128 and its mirror image spill."""
 
 # --- which pairs --------------------------------------------------------------------------------------------------
 # `counts`, perhaps None, is 0 for a class that is absent; without them every class is there.
@@ -239,10 +241,7 @@ def symmetry_gap_tiles_gradient(
 class Call:
     """What the value and the gradient have in common."""
 
-    def __init__(
-        self, confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str, largest: int
-    ) -> None:
-        """``largest``: the most classes of which a matrix is one tile."""
+    def __init__(self, confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str) -> None:
         self.confusion = confusion
         accumulate = accumulation_dtype(confusion.dtype)
         double = accumulate == torch.float64
@@ -250,7 +249,7 @@ class Call:
         self.classes = confusion.shape[-1]
         self.sizes, self.strides = problems(confusion, 2)
         self.problems = confusion.shape[:-2].numel()
-        self.whole = self.classes <= (64 if double else largest)
+        self.whole = self.classes <= LARGEST_WHOLE
         self.block = power_of_2(self.classes, 16) if self.whole else (32 if double else 64)
         self.tiles = cdiv(self.classes, self.block)
         self.parts = cdiv(self.tiles, 2) * (self.tiles + 1)
@@ -261,7 +260,7 @@ class Call:
             "DAMPED": eps > torch.finfo(accumulate).tiny,
             "REAL": self.real,
             "BLOCK": self.block,
-            "num_warps": min(max(num_warps, 1), 16),
+            "num_warps": max(num_warps, 1),
         }
         if self.whole:
             self.options["PRESENT_BY_ROW"] = by_row
@@ -285,7 +284,7 @@ class Call:
 
 
 def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: str, reduction: str) -> Tensor:
-    """One launch up to 128 classes (float64: 64), beyond two: one read, 4 bytes an entry (float64 8, half 2).
+    """One launch up to 64 classes, beyond two: one read, 4 bytes an entry (float64 8, half 2).
 
     Beyond, tiles on the diagonal are read twice, the second time from the cache, and where presence has to be found in
     the rows there is one launch and one read more.
@@ -293,7 +292,7 @@ def symmetry_gap(confusion: Tensor, counts: Tensor | None, eps: float, absent: s
     gap = confusion.new_empty(confusion.shape[:-2])
     if 0 in confusion.shape:
         return gap.zero_()
-    call = Call(confusion, counts, eps, absent, reduction, largest=128)
+    call = Call(confusion, counts, eps, absent, reduction)
     if call.whole:
         launch(
             symmetry_gap_whole,
@@ -329,7 +328,7 @@ def symmetry_gap_backward(
     out = confusion.new_empty(confusion.shape)
     if out.numel() == 0:
         return out
-    call = Call(confusion, counts, eps, absent, reduction, largest=64)
+    call = Call(confusion, counts, eps, absent, reduction)
     upstream = problems(grad, 0)
     if call.whole:
         launch(
