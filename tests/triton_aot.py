@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for three generations of GPUs, without any, and holds what they need against a budget.
 
     python tests/triton_aot.py              every kernel, regime, dtype and flag, against tests/budget.json
-    python tests/triton_aot.py --quick      float32 on sm_90 alone
+    python tests/triton_aot.py --quick      float32 on sm_90 alone, and few choices of blocks
     python tests/triton_aot.py --all        also all combinations of these, which takes hours, against no budget
     python tests/triton_aot.py --all --kernel class_terms    those of one kernel
     python tests/triton_aot.py --write      renews tests/budget.json and docs/triton.md
@@ -129,16 +129,18 @@ class Specialisation:
     def is_double(self) -> bool:
         return any(p.type == "*fp64" for p in self.parameters)
 
-    def features(self, *, in_pairs: bool) -> Iterator[Hashable]:
-        """What must have been compiled once: each choice of blocks for either precision, of ``ITERATIONS`` each with
-        all flags; each constant and each type, ``in_pairs`` with each choice of blocks."""
+    def features(self, *, with_blocks: bool) -> Iterator[Hashable]:
+        """What must have been compiled once: each type of a pointer, each flag and option; ``with_blocks`` each of
+        these with each choice of blocks, for either precision, and for ``ITERATIONS`` with all flags."""
         sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int and p.name.isupper())
         flags = tuple(p for p in self.parameters if p.fixed and type(p.known) is bool)
-        blocks = self.name, sizes, self.settings
-        yield *blocks, self.is_double, flags if self.name in ITERATIONS else ()
+        blocks: Hashable = self.name
+        if with_blocks:
+            blocks = self.name, sizes, self.settings
+            yield blocks, self.is_double, flags if self.name in ITERATIONS else ()
         for p in self.parameters:
-            if p.is_pointer or p.fixed:
-                yield blocks if in_pairs else self.name, p.name, p.type, p.known if p.fixed else None
+            if p.is_pointer or (p.fixed and (with_blocks or p not in sizes)):
+                yield blocks, p.name, p.type, p.known if p.fixed else None
 
     def __str__(self) -> str:
         """Types of pointers, fixed values (those that are None or False are left out), what is known of the others."""
@@ -222,9 +224,9 @@ def every_specialisation(quick: bool) -> list[Specialisation]:
         )
 
 
-def covering(every: list[Specialisation], *, in_pairs: bool) -> list[Specialisation]:
+def covering(every: list[Specialisation], *, with_blocks: bool) -> list[Specialisation]:
     """Few of them that have all features; those with most features that are still missing first."""
-    features = {this: frozenset(this.features(in_pairs=in_pairs)) for this in sorted(every, key=in_words)}
+    features = {this: frozenset(this.features(with_blocks=with_blocks)) for this in sorted(every, key=in_words)}
     missing = set().union(*features.values())
     chosen: list[Specialisation] = []
     while missing:
@@ -504,7 +506,7 @@ def check(options: argparse.Namespace) -> Iterator[str]:
     written = budget.read("triton")
     if options.quick:
         known = [this for this in every if str(this) in written["kernels"].get(this.name, ())]
-        chosen = covering(known, in_pairs=False)
+        chosen = covering(known, with_blocks=False)
         left_out = {this.name for this in every} - {this.name for this in chosen}
         yield from (f"nothing of {name} for float32 is in the budget" for name in sorted(left_out))
     elif options.all:
@@ -512,7 +514,7 @@ def check(options: argparse.Namespace) -> Iterator[str]:
         chosen = [this for this in every if this.name in wanted]
         yield from (f"there is no kernel {name}" for name in sorted(set(wanted) - {this.name for this in chosen}))
     else:
-        chosen = covering(every, in_pairs=True)
+        chosen = covering(every, with_blocks=True)
     targets = (90,) if options.quick else TARGETS
     against = None if options.all or options.write else written
     needs: budget.Needs = {}
