@@ -131,13 +131,8 @@ def test_many_classes_are_no_less_accurate_than_plain_pytorch(name, options, sha
         check(name, s)
 
 
-LONG = (
-    "few classes present",
-    *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("problems", "more samples than classes")),
-)
-
-
-@pytest.mark.parametrize("shape", LONG)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["few classes present", "problems", "more samples than classes"])
 @pytest.mark.parametrize(("name", "options"), CALLS, ids=IDS)
 def test_long_rows_are_no_less_accurate_than_plain_pytorch(name, options, shape, pieces):
     for s in cases_of(name, options, shape, torch.float32):
@@ -349,6 +344,7 @@ def test_a_mean_over_more_classes_than_a_block():
 # --- relatives ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 def test_long_rows_of_trades(dtype, pieces):
     make, other = Maker(dtype), Maker(dtype, seed=1)

@@ -71,6 +71,7 @@ def test_in_steps(family, method, dtype, beyond_registers):
     assert_leading_pair(matrix, found, CONTRACT[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(150, 133), (133, 150), (100, 90), (90, 100)])
 def test_beyond_registers(shape, dtype):
@@ -176,6 +177,7 @@ def test_a_first_direction_that_a_signed_matrix_loses(kept, place, method, dtype
     assert_leading_pair(matrix, spectral.spectral_norm(matrix, None, method, 5, None), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_long_side_is_split(monkeypatch):
     """Sums over many terms stay as accurate as those over a few."""
     matrix = uniform(2, 3, 3000).float()
@@ -195,6 +197,7 @@ def test_one_launch_a_step():
     assert names == ["gram_matrix", "begin_steps", *["locg_step"] * 17, "end_steps"]
 
 
+@pytest.mark.slow
 def test_gram_matrix_of_many_stretches(monkeypatch):
     """Some of its tiles are sums of several, each of several products."""
     monkeypatch.setattr(spectral.Steps, "STRETCH", 32)
