@@ -151,6 +151,8 @@ REGIMES = (
     Regime("soft_confusion", "normalize all", (128, 10), ONE, ONE),
     Regime("soft_confusion", "normalize all", (4096, 100), (2, 4), (1, 2)),
     Regime("symmetry_gap", "counts", (64, 64), ONE, ONE),
+    Regime("symmetry_gap", "counts", (128, 128), (2, 0), ONE),
+    Regime("symmetry_gap", "plain", (128, 128), (3, 0), (2, 0)),
     Regime("symmetry_gap", "counts", (1000, 1000), (2, 0), ONE),
     Regime("symmetry_gap", "plain", (1000, 1000), (3, 0), (2, 0)),
     Regime("symmetry_loss", "plain", (128, 10), ONE, ONE),

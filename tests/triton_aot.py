@@ -454,9 +454,9 @@ tried, for who wants that.
 - `tests/triton_aot.py`: all kernels compiled for sm_80, sm_90 and sm_100: none may spill, and what they need is held
   against `tests/budget.json`. Of all combinations of dtypes, options and sizes so many are compiled that every choice
   of block sizes occurs with each constant and with each type, of the spectral iterations with all their flags; `--all`
-  compiles the rest, two hours on two cores. Nor may a product and a sum be one instruction in a kernel whose
-  loops or branches depend on floating numbers: the lanes of a warp would round the sums that they exchange differently
-  and could part. None may multiply in TF32. What a kernel is handed at its second launch is compared with the first.
+  compiles the rest, which takes hours. Nor may a product and a sum be one instruction in a kernel whose loops or
+  branches depend on floating numbers: the lanes of a warp would round the sums that they exchange differently and could
+  part. None may multiply in TF32. What a kernel is handed at its second launch is compared with the first.
   The same program makes sure that there are few forms of a kernel whatever the batch size, and that `pgd_step` reads
   and writes images that lie alike 16 bytes at a time: for l∞ in whole blocks, for l2 where the length of a sample is a
   multiple of 16.

@@ -108,8 +108,8 @@ def classifier_batches(make: Maker, longest: int = 600) -> Iterator[Sample]:
     yield Sample("one class present", (make.normal(6, 4), make.labels(*[2] * 6)))
     yield Sample("absent classes", (make.normal(9, 11), make.classes(9, count=4)))
     yield Sample("more classes than rows", (make.normal(5, 40), make.labels(39, 3, 17, 3, 0)))
-    last = make.labels(66, IGNORE, 66, 5)  # the first of its class
-    yield Sample("many more classes than rows", (make.normal(4, 67), last))
+    labels = make.labels(66, IGNORE, 66, 5)  # the last one is the first of its class
+    yield Sample("many more classes than rows", (make.normal(4, 67), labels))
     yield Sample("long rows", (make.normal(3, longest), make.labels(0, longest - 1, longest // 2)))
     yield Sample("many rows", (make.normal(700, 3), make.classes(700, count=3)))
     yield Sample("tails", (make.normal(67, 33), make.every_class(67, 33)))
