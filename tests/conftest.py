@@ -41,7 +41,8 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.manual_seed(0)
+    """Of devices that are not there ``torch.manual_seed`` keeps each call for later, with its stack: 2 ms a test."""
+    (torch if ON_GPU else torch.default_generator).manual_seed(0)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def pytest_collection_modifyitems(items):
         return
     seen = set()
     for item in items:
-        name = item.nodeid.rpartition("/")[2]
+        name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
         if emulated in name and not is_quick(name, emulated == "triton", seen):
             item.add_marker(pytest.mark.slow)
 
@@ -106,9 +107,10 @@ def is_quick(name, interpreted, seen):
         return True  # but what it marks itself
     first = test not in seen and test.startswith("test_triton")
     seen.add(test)
-    return first or test.startswith("test_triton_bytes") or zlib.crc32(name.encode()) % 120 == 0
+    return first or test.startswith(WHOLE) or zlib.crc32(name.encode()) % 120 == 0
 
 
+WHOLE = ("test_triton_bytes", "test_triton_limits")
 LARGER = "test_larger.py::test_larger_problems_are_no_less_accurate"
 EVERY_SAMPLE = (
     "test_forward.py::test_no_less_accurate_than_plain_pytorch",

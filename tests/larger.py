@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from cases import DEVICE
@@ -76,23 +76,28 @@ def batches_of_every_kernel(name: str, make: Maker) -> Iterator[Sample]:
 def of_cuda(name: str, make: Maker) -> Iterator[Sample]:
     """For the CUDA kernels alone; too slow for interpreted ones."""
     if OPERATORS[name].sized is samples_module.sized_batch:
-        batches = {
-            "a cluster": (make.normal(300, 5), make.classes(300, count=5)),
-            "clusters, the last block with less": (make.normal(2, 1501, 7), make.classes(2, 1501, count=7)),
-            "more samples than a cluster has": (make.normal(8300, 5), make.classes(8300, count=5)),
-            "ordered": (make.normal(2100, 300), make.classes(2100, count=300)),
-            "rows in pieces": (make.normal(40, 2100), make.classes(40, count=2100)),
-            "ordered, rows in pieces": (make.normal(2060, 2060), make.classes(2060, count=9)),
-            "more classes than rows that fit": (make.normal(60, 63), make.classes(60, count=63)),
-            "rows in pieces, far from 0": (make.normal(9, 2100) - 200, make.classes(9, count=2100)),
-        }
-        for label, batch in batches.items():
+        for label, batch in batches_of_cuda(make.dtype).items():
             for s in plain_options(name, make.dtype):
                 if can_be_measured(name, label, s, batch[0]):
                     yield Sample(f"{s.name}, {label}", batch, s.kwargs)
     elif name == "spectral_norm":
         for shape in ((150, 133), (133, 150), (130, 3000), (3000, 130)):
             yield Sample(f"{list(shape)}", (make.uniform(*shape),))
+
+
+@cache  # in each dtype half a second
+def batches_of_cuda(dtype: torch.dtype) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    make = Maker(dtype, DEVICE)
+    return {
+        "a cluster": (make.normal(300, 5), make.classes(300, count=5)),
+        "clusters, the last block with less": (make.normal(2, 1501, 7), make.classes(2, 1501, count=7)),
+        "more samples than a cluster has": (make.normal(8300, 5), make.classes(8300, count=5)),
+        "ordered": (make.normal(2100, 300), make.classes(2100, count=300)),
+        "rows in pieces": (make.normal(40, 2100), make.classes(40, count=2100)),
+        "ordered, rows in pieces": (make.normal(2060, 2060), make.classes(2060, count=9)),
+        "more classes than rows that fit": (make.normal(60, 63), make.classes(60, count=63)),
+        "rows in pieces, far from 0": (make.normal(9, 2100) - 200, make.classes(9, count=2100)),
+    }
 
 
 SEVERAL_BLOCKS = ("a cluster", "clusters, the last block with less", "more samples than a cluster has")

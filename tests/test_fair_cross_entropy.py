@@ -1,5 +1,6 @@
 """Fair cross-entropy as one kernel: what it promises beyond its value."""
 
+import itertools
 import locale
 import math
 import subprocess
@@ -113,9 +114,14 @@ def regime(name, sure=25):
 REGIMES = ("few classes", "blocks", "blocks of sorted rows", "rates picked", "labels sorted", "half of the classes")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def every_way(dtypes=(torch.float32, torch.float64)):
+    for name, dtype in itertools.product(REGIMES, dtypes):
+        slow = name == "labels sorted" and dtype == torch.float64  # six seconds each
+        yield pytest.param(name, dtype, marks=[pytest.mark.slow] if slow else [])
+
+
 @pytest.mark.parametrize("options", [{}, {"sym_weight": 0.0, "label_smoothing": 0.1}, {"absent": "zero"}])
-@pytest.mark.parametrize("name", REGIMES)
+@pytest.mark.parametrize(("name", "dtype"), every_way())
 def test_every_way_through_a_batch(name, options, dtype):
     logits, labels = regime(name, sure=25 if dtype == torch.float32 else 5)  # of surer ones float64 is no measure
     leaf = logits.to(dtype).requires_grad_()
@@ -182,7 +188,13 @@ print((peak() - before) / logits.nbytes)
 
 @pytest.mark.parametrize(
     ("surrogate", "spec_weight", "matrices"),
-    [("soft", 0.0, 1), ("soft", 1.0, 2), ("gated", 1.0, 2), ("kl-all", 1.0, 2), ("kl", 1.0, 1)],
+    [
+        ("soft", 0.0, 1),
+        ("soft", 1.0, 2),
+        pytest.param("gated", 1.0, 2, marks=pytest.mark.slow),
+        pytest.param("kl-all", 1.0, 2, marks=pytest.mark.slow),
+        ("kl", 1.0, 1),
+    ],
 )
 def test_memory(surrogate, spec_weight, matrices):
     """The gradient and, with a dense surrogate, one matrix of the classes that occur; K x K is 78 times the logits."""

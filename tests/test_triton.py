@@ -42,7 +42,7 @@ from fairkernels.ops.schema import OPERATORS
 pytest.importorskip("triton")
 
 import triton
-from test_triton_classes import CALLS, calls_in_ci, cases_of
+from test_triton_classes import CALLS, cases_of
 from triton_calls import (
     SIZES,
     WITH_KERNELS,
@@ -56,6 +56,7 @@ from triton_calls import (
     with_problems,
     without_data,
 )
+from triton_limits import beyond_the_table, limited
 
 from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms, launch
 
@@ -266,7 +267,11 @@ def test_no_input_is_copied(name, layout):
 
 
 @on_the_host
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.float64, torch.float16))],
+    ids=str,
+)
 @every_operator
 def test_no_input_is_copied_in_any_dtype(name, dtype):
     for s in calls(name, dtype, SIZES[name][::3]):
@@ -357,8 +362,9 @@ def test_every_form_of_every_kernel_is_compared_by_make_test():
             for s in larger(name):
                 if (name, s.name) in LARGER_IN_CI:
                     compared |= forms_of(name, s)
-        for name, s in calls_in_ci():
-            compared |= forms_of(name, s)
+        for name, s, limit in beyond_the_table():
+            with limited(limit):
+                compared |= forms_of(name, s)
         every = {form for name in WITH_KERNELS for s in calls(name, torch.float32) for form in forms_of(name, s)}
     assert every - compared == set()
 

@@ -32,6 +32,11 @@ def test_all_kernels_keep_their_budget():
     run()
 
 
+def test_few_kernels_are_compiled_again_for_another_batch_size():
+    run("--batches", "--quick")
+
+
+@pytest.mark.slow
 def test_no_kernel_is_compiled_again_for_another_batch_size():
     run("--batches")
 

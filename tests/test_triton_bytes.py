@@ -30,8 +30,8 @@ import triton
 import triton.language as tl
 from test_forward import strided
 from triton_calls import WITH_KERNELS, of_size
+from triton_limits import limited
 
-from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms, spectral_norm, trades_kl
 from fairkernels.ops.triton_kernels.launch import Launch, launch, recorded
 
 pytestmark = pytest.mark.skipif(not triton_kernels.interpreted(), reason="needs TRITON_INTERPRET=1")
@@ -155,7 +155,8 @@ class Way:
 
 @dataclass(frozen=True)
 class Traffic:
-    """A kind of call in float32; ``limit`` says what in ``LIMITS`` makes a small problem one."""
+    """A kind of call in float32; ``limit`` says what in ``triton_limits.LIMITS`` makes a small problem one, ``slow``
+    that it takes ten seconds while others have most of its kernels."""
 
     operator: str
     sample: str
@@ -163,6 +164,7 @@ class Traffic:
     forward: Way
     backward: Way | None = None
     limit: str = ""
+    slow: bool = False
 
     def __str__(self) -> str:
         return f"{self.operator}, {self.sample}, {'x'.join(map(str, self.size))} {self.limit}".strip()
@@ -179,34 +181,6 @@ class Traffic:
         return handed_on(self.operator, replace_tensors(s, filled))
 
 
-def rows_of(most: int) -> dict:
-    return dict.fromkeys(class_rates.LONGEST_ROW, most)
-
-
-def never(*_: Any) -> bool:
-    return False
-
-
-LIMITS = {
-    "": (),
-    "long rows": ((class_rates, "LONGEST_ROW", rows_of(64)), (trades_kl, "LONGEST_ROW", rows_of(64))),
-    "longest row 8": ((class_terms, "fits_one_program", never), (class_rates, "LONGEST_ROW", rows_of(8))),
-    "sorted": ((class_order, "MOST_COUNTED", -1),),
-    "many classes": ((class_terms, "fits_one_program", never),),
-    "many samples": ((class_terms, "fits_one_program", never), (class_rates, "SAMPLES_OF_A_PART", 1)),
-    "in the cache": ((spectral_norm, "fits_registers", never),),
-    "large": ((spectral_norm, "fits_registers", never), (spectral_norm, "fits_cache", never)),
-}
-
-
-@contextlib.contextmanager
-def limited(limit: str) -> Iterator[None]:
-    with contextlib.ExitStack() as limits:
-        for place, attribute, value in LIMITS[limit]:
-            limits.enter_context(patch.object(place, attribute, value))
-        yield
-
-
 OWN_40, OWN_70, OWN_80, OWN_100 = (1 + 1 / classes for classes in (40, 70, 80, 100))
 """Where a class is a program, or rows are long, the logit of a sample's class is read once more."""
 
@@ -216,10 +190,10 @@ DIAGONAL = (2 * 64**2 + 22**2) / 150**2
 TRAFFIC = (
     Traffic("soft_confusion", "plain", (128, 10), Way(1, 6), Way(1, 14)),
     Traffic("soft_confusion", "plain", (1100, 10), Way(1, 7), Way(1, 14)),
-    Traffic("soft_confusion", "plain", (256, 80), Way(OWN_80, 8), Way(OWN_80, 13)),
+    Traffic("soft_confusion", "plain", (256, 80), Way(OWN_80, 8), Way(OWN_80, 13), slow=True),
     Traffic("soft_confusion", "plain", (256, 80), Way(OWN_80, 6), Way(OWN_80, 13), "sorted"),
     Traffic("soft_confusion", "plain", (80, 100), Way(OWN_100, 11), Way(OWN_100, 13)),
-    Traffic("soft_confusion", "plain", (12, 80), Way(2 + 6 / 80, 42), Way(2 + OWN_80, 29), "long rows"),
+    Traffic("soft_confusion", "plain", (12, 80), Way(2 + 6 / 80, 42), Way(2 + OWN_80, 29), "long rows", slow=True),
     Traffic("symmetry_loss", "plain", (128, 10), Way(1, 6), Way(1, 14)),
     Traffic("symmetry_loss", "plain", (1100, 10), Way(1, 7), Way(1, 14)),
     Traffic("symmetry_loss", "plain", (256, 80), Way(OWN_80, 12), Way(OWN_80, 13)),
@@ -229,12 +203,12 @@ TRAFFIC = (
     Traffic("spectral_loss", "soft: plain", (128, 40), Way(OWN_40, 10), Way(OWN_40, 10)),
     Traffic("spectral_loss", "kl: plain", (128, 10), Way(1, 6), Way(1, 12)),
     Traffic("spectral_loss", "kl: plain", (128, 40), Way(OWN_40, 10), Way(OWN_40, 10)),
-    Traffic("spectral_loss", "kl: plain", (12, 80), Way(2 + 11 / 80, 27), Way(2 + OWN_80, 18), "long rows"),
+    Traffic("spectral_loss", "kl: plain", (12, 80), Way(2 + 11 / 80, 27), Way(2 + OWN_80, 18), "long rows", slow=True),
     Traffic("fair_cross_entropy", "plain", (128, 10), Way(1, 6), Way(1, 16)),
     Traffic("fair_cross_entropy", "plain", (1100, 10), Way(1, 7), Way(1, 15)),
     Traffic("fair_cross_entropy", "plain", (256, 40), Way(OWN_40, 13), Way(OWN_40, 14)),
     Traffic("fair_cross_entropy", "plain", (256, 40), Way(OWN_40, 9), Way(OWN_40, 14), "sorted"),
-    Traffic("fair_cross_entropy", "plain", (12, 80), Way(2 + 6 / 80, 28), Way(2 + OWN_80, 56), "long rows"),
+    Traffic("fair_cross_entropy", "plain", (12, 80), Way(2 + 6 / 80, 28), Way(2 + OWN_80, 56), "long rows", slow=True),
     Traffic("fair_cross_entropy", "without cross-entropy", (128, 70), Way(OWN_70, 15), Way(OWN_70, 13)),
     Traffic("fair_cross_entropy", "cross-entropy alone", (128, 70), Way(OWN_70, 9), Way(OWN_70, 11)),
     Traffic("symmetry_gap", "counts", (64, 64), Way(1, 5), Way(1, 9)),
@@ -243,7 +217,8 @@ TRAFFIC = (
     Traffic("spectral_norm", "plain", (64, 64), Way(1, 5), Way(0, 5)),
     # four reads and two steps; the interpreter also reads the block whose height alone is asked for, twice
     Traffic("spectral_norm", "plain", (100, 100), Way(6 + 2 * 16 / 100, 26), Way(0, 5)),
-    Traffic("spectral_norm", "plain", (150, 150), Way(5, 89), Way(0, 5)),  # three tiles: 4 for the Gram matrix
+    # three tiles: four reads for the Gram matrix
+    Traffic("spectral_norm", "plain", (150, 150), Way(5, 89), Way(0, 5), slow=True),
     Traffic("pgd_step", "linf", (4, 3, 32, 32), Way(1, 16)),
     Traffic("pgd_step", "l2", (4, 3, 32, 32), Way(1, 16)),
     Traffic("pgd_step", "l2", (2, 3, 80, 70), Way(2, 29)),
@@ -269,6 +244,7 @@ class Edge:
     operator: str
     sample: Sample
     limit: str
+    slow = False
 
     def __str__(self) -> str:
         return f"{self.operator}, {self.sample.name}, {self.limit}".strip(", ")
@@ -329,10 +305,17 @@ def seen(request) -> tuple[Traffic | Edge, list[Half]]:
     return request.param, halves
 
 
-every_call = pytest.mark.parametrize("seen", [*TRAFFIC, *EDGES], ids=str, indirect=True)
+def each_of(calls):
+    marks = {False: (), True: pytest.mark.slow}
+    return pytest.mark.parametrize(
+        "seen", [pytest.param(c, id=str(c), marks=marks[c.slow]) for c in calls], indirect=True
+    )
 
 
-@pytest.mark.parametrize("seen", TRAFFIC, ids=str, indirect=True)
+every_call = each_of([*TRAFFIC, *EDGES])
+
+
+@each_of(TRAFFIC)
 def test_bytes(seen):
     """Main inputs and the main result have the shape of the first argument. Such a result is written once."""
     traffic, halves = seen

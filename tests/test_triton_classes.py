@@ -1,6 +1,5 @@
 """Class terms on the kernels that serve many classes; these take any number, and few are run faster."""
 
-import contextlib
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -157,35 +156,6 @@ def test_classes_of_many_samples_are_divided(name, options):
         with launch.recorded(run=False) as launches, torch.no_grad():
             call(name, s, backend="triton")
         assert "combine_parts" in [one.name for one in launches]
-        check(name, s)
-
-
-def calls_in_ci():
-    """Beside the table and ``LARGER_IN_CI``, what reaches all forms of all kernels, under the limits that it needs."""
-
-    def first(call, shape):
-        name, options = call
-        return name, next(cases_of(name, options, shape, torch.float32))
-
-    symmetry = CALLS[3]
-    long = {(class_rates, "LONGEST_ROW"): dict.fromkeys(class_rates.LONGEST_ROW, 16)}
-    counted = {(class_order, "MOST_COUNTED"): -1}
-    for (name, s), limits in (
-        (("symmetry_loss", Sample("more samples than classes", batch(Maker(), 20, 17))), long),
-        (first(symmetry, "few classes present"), long),
-        (first(symmetry, "few classes present"), counted),
-        (first(symmetry, "few classes present"), {**counted, (class_order, "MOST_BINS"): 4}),
-        (("symmetry_loss", Sample("divided", batch(Maker(), 19, 5))), {(class_rates, "SAMPLES_OF_A_PART"): 1}),
-    ):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(patch.object(class_terms, "fits_one_program", lambda *_: False))
-            for (module, limit), value in limits.items():
-                stack.enter_context(patch.object(module, limit, value))
-            yield name, s
-
-
-def test_what_the_table_does_not_reach():
-    for name, s in calls_in_ci():
         check(name, s)
 
 

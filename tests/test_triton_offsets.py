@@ -17,9 +17,9 @@ from fairkernels.ops.schema import OPERATORS
 
 pytest.importorskip("triton")
 
-from test_triton_bytes import limited
 from test_triton_spectral import matrix_that_loses_its_start
 from triton_calls import WITH_KERNELS
+from triton_limits import limited
 
 from fairkernels.ops.triton_kernels import spectral_norm as spectral
 
