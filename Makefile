@@ -19,11 +19,12 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 export FAIRKERNELS_CUDA ?= 0
 
 # One thread in each of a few processes is faster than many threads in one.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+PROCESSES := -n auto --maxprocesses 4 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PROCESSES)
 
 # Interpreted kernels and compiled ones can not share a process, and triton reads this when it is imported.
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) -k "triton and not aot"
-ON_CPU := OMP_NUM_THREADS=1 $(BIN)/python tests/cuda_on_cpu/run.py -n auto --maxprocesses 4
+ON_CPU := OMP_NUM_THREADS=1 $(BIN)/python tests/cuda_on_cpu/run.py $(PROCESSES)
 
 .PHONY: demo test test-all budget fuzz bench gpu docs lint
 

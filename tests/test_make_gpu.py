@@ -96,6 +96,7 @@ def test_a_dry_run_needs_little_and_writes_the_whole_file(python, gpu, tmp_path)
     assert all(goal["goal"] in done.stdout for goal in content["goals"])
 
 
+@pytest.mark.slow
 def test_all_tests_are_collected_where_packages_are_missing(python):
     assert "No module named 'rich'" in python("-c", "import rich").stderr
     command = ["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
@@ -159,6 +160,7 @@ def test_process(how):
 """
 
 
+@pytest.mark.slow
 def test_every_outcome_is_known_though_processes_break_down(gpu, run, tmp_path):
     (tmp_path / "test_odd.py").write_text(ODD_TESTS)
     run.end = time.time() + 100

@@ -23,7 +23,7 @@ def run(*options):
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
 
 
-def test_kernels_for_float32_keep_their_budget():
+def test_every_kernel_keeps_its_budget_in_float32():
     run("--quick")
 
 

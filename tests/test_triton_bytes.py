@@ -156,7 +156,7 @@ class Way:
 @dataclass(frozen=True)
 class Traffic:
     """A kind of call in float32; ``limit`` says what in ``triton_limits.LIMITS`` makes a small problem one, ``slow``
-    that it takes ten seconds while others have most of its kernels."""
+    that it takes three to ten seconds and others have most of its kernels."""
 
     operator: str
     sample: str
@@ -196,8 +196,8 @@ TRAFFIC = (
     Traffic("soft_confusion", "plain", (12, 80), Way(2 + 6 / 80, 42), Way(2 + OWN_80, 29), "long rows", slow=True),
     Traffic("symmetry_loss", "plain", (128, 10), Way(1, 6), Way(1, 14)),
     Traffic("symmetry_loss", "plain", (1100, 10), Way(1, 7), Way(1, 14)),
-    Traffic("symmetry_loss", "plain", (256, 80), Way(OWN_80, 12), Way(OWN_80, 13)),
-    Traffic("symmetry_loss", "plain", (80, 100), Way(OWN_100, 18), Way(OWN_100, 13)),
+    Traffic("symmetry_loss", "plain", (256, 80), Way(OWN_80, 12), Way(OWN_80, 13), slow=True),
+    Traffic("symmetry_loss", "plain", (80, 100), Way(OWN_100, 18), Way(OWN_100, 13), slow=True),
     Traffic("symmetry_loss", "plain", (12, 80), Way(2 + 6 / 80, 21), Way(2 + OWN_80, 44), "long rows"),
     Traffic("spectral_loss", "soft: plain", (128, 10), Way(1, 6), Way(1, 12)),
     Traffic("spectral_loss", "soft: plain", (128, 40), Way(OWN_40, 10), Way(OWN_40, 10)),
@@ -210,7 +210,7 @@ TRAFFIC = (
     Traffic("fair_cross_entropy", "plain", (256, 40), Way(OWN_40, 9), Way(OWN_40, 14), "sorted"),
     Traffic("fair_cross_entropy", "plain", (12, 80), Way(2 + 6 / 80, 28), Way(2 + OWN_80, 56), "long rows", slow=True),
     Traffic("fair_cross_entropy", "without cross-entropy", (128, 70), Way(OWN_70, 15), Way(OWN_70, 13)),
-    Traffic("fair_cross_entropy", "cross-entropy alone", (128, 70), Way(OWN_70, 9), Way(OWN_70, 11)),
+    Traffic("fair_cross_entropy", "cross-entropy alone", (128, 70), Way(OWN_70, 9), Way(OWN_70, 11), slow=True),
     Traffic("symmetry_gap", "counts", (64, 64), Way(1, 5), Way(1, 9)),
     Traffic("symmetry_gap", "counts", (150, 150), Way(1 + DIAGONAL, 6), Way(1 + DIAGONAL, 10)),
     Traffic("symmetry_gap", "plain", (150, 150), Way(2 + DIAGONAL, 10), Way(2 + DIAGONAL, 14)),
