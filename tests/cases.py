@@ -56,8 +56,8 @@ def samples(name: str, dtype: torch.dtype = torch.float32) -> list[Sample]:
 
 
 @functools.cache
-def known_samples(name: str, dtype: torch.dtype = torch.float32) -> list[Sample]:
-    """To choose among, and to copy from: a test may write into its tensors."""
+def known_samples(name: str, dtype: torch.dtype) -> list[Sample]:
+    """Shared by all tests, to choose among: no test may write into them, but into what ``sample`` copies."""
     return samples(name, dtype)
 
 
@@ -85,7 +85,7 @@ def every_call(
         pytest.param(name, backend, s.name, marks=[pytest.mark.slow] if backend == "reference" and number > 2 else [])
         for name, backend in KERNELS
         if name in names and backend in backends
-        for number, s in enumerate(filter(keep, known_samples(name)))
+        for number, s in enumerate(filter(keep, known_samples(name, torch.float32)))
     ]
 
 

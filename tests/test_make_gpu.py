@@ -96,7 +96,6 @@ def test_a_dry_run_needs_little_and_writes_the_whole_file(python, gpu, tmp_path)
     assert all(goal["goal"] in done.stdout for goal in content["goals"])
 
 
-@pytest.mark.slow
 def test_all_tests_are_collected_where_packages_are_missing(python):
     assert "No module named 'rich'" in python("-c", "import rich").stderr
     command = ["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]

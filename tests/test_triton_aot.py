@@ -23,7 +23,7 @@ def run(*options):
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
 
 
-def test_every_kernel_keeps_its_budget_in_float32():
+def test_kernels_for_float32_keep_their_budget():
     run("--quick")
 
 
@@ -32,7 +32,7 @@ def test_all_kernels_keep_their_budget():
     run()
 
 
-def test_few_kernels_are_compiled_again_for_another_batch_size():
+def test_no_kernel_is_compiled_again_for_another_of_few_batch_sizes():
     run("--batches", "--quick")
 
 

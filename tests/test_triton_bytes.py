@@ -263,10 +263,13 @@ def wrong_labels(samples: int, classes: int) -> Sample:
 MATRICES = Sample(
     "power, start", (Maker().uniform(2, 20, 24),), {"method": "power", "iters": 10, "start": Maker().uniform(2, 24)}
 )
+WEIGHTS = Sample("weights", wrong_labels(6, 20).args, {"weight": Maker().uniform(2, 20)})
 BATCHES = ((6, 20, ""), (6, 20, "many classes"), (5, 9, "longest row 8"), (19, 5, "many samples"))
 OPTIONS = {"soft_confusion": {}, "fair_cross_entropy": {"spec_weight": 0.3, "surrogate": "kl-all"}}
 EDGES = (
     Edge("spectral_norm", MATRICES, "large"),
+    Edge("spectral_norm", Sample("locg", (Maker().uniform(2, 20, 24),)), "large"),
+    Edge("fair_cross_entropy", WEIGHTS, "many classes"),
     *(
         Edge(name, replace(wrong_labels(samples, classes), kwargs=options), limit)
         for name, options in OPTIONS.items()

@@ -1,11 +1,11 @@
 """Compiles the Triton kernels for three generations of GPUs, without any, and holds what they need against a budget.
 
     python tests/triton_aot.py              every kernel, regime, dtype and flag, against tests/budget.json
-    python tests/triton_aot.py --quick      each kernel once, with most of its flags: float32 on sm_90
+    python tests/triton_aot.py --quick      float32 on sm_90 alone, and few choices of blocks
     python tests/triton_aot.py --all        also all combinations of these, which takes hours, against no budget
     python tests/triton_aot.py --all --kernel class_terms    those of one kernel
     python tests/triton_aot.py --write      renews tests/budget.json and docs/triton.md
-    python tests/triton_aot.py --batches    whether another batch size compiles a kernel again; --quick: of a third
+    python tests/triton_aot.py --batches    whether another batch size compiles a kernel again; --quick: of four
     python tests/triton_aot.py --wide       whether a step of the attack reads and writes 16 bytes at a time
 
 Calls are those of the operator table, as they stand and at further sizes (``triton_calls``); their launches are listed,
@@ -40,6 +40,8 @@ DOCUMENT = ROOT / "docs" / "triton.md"
 
 BATCHES = (2, 3, 16, 17, 32, 48, 100, 128, 1000, 1024, 4096, 65_536)
 """Not 1: a batch of one sample may lie in memory as if there were no batch."""
+
+FEW_BATCHES = (17, 100, 128, 4096)
 
 FORMS = 6
 """How many forms (block sizes, numbers of warps) a kernel may take over all these batch sizes."""
@@ -129,20 +131,17 @@ class Specialisation:
     def is_double(self) -> bool:
         return any(p.type == "*fp64" for p in self.parameters)
 
-    @property
-    def flags(self) -> int:
-        """How much of it there is: tensors that may be missing, and flags."""
-        return sum(p.is_pointer or p.known is True for p in self.parameters)
-
-    def features(self) -> Iterator[Hashable]:
-        """What must have been compiled once: each choice of blocks with each type of a pointer, each flag and option,
-        for either precision, and for ``ITERATIONS`` with all flags."""
+    def features(self, *, with_blocks: bool) -> Iterator[Hashable]:
+        """What must have been compiled once: each type of a pointer, each flag and option; ``with_blocks`` each of
+        these with each choice of blocks, for either precision, and for ``ITERATIONS`` with all flags."""
         sizes = tuple(p for p in self.parameters if p.fixed and type(p.known) is int and p.name.isupper())
         flags = tuple(p for p in self.parameters if p.fixed and type(p.known) is bool)
-        blocks = self.name, sizes, self.settings
-        yield blocks, self.is_double, flags if self.name in ITERATIONS else ()
+        blocks: Hashable = self.kernel
+        if with_blocks:
+            blocks = self.kernel, sizes, self.settings
+            yield blocks, self.is_double, flags if self.name in ITERATIONS else ()
         for p in self.parameters:
-            if p.is_pointer or p.fixed:
+            if p.is_pointer or (p.fixed and (with_blocks or p not in sizes)):
                 yield blocks, p.name, p.type, p.known if p.fixed else None
 
     def __str__(self) -> str:
@@ -227,9 +226,9 @@ def every_specialisation(quick: bool) -> list[Specialisation]:
         )
 
 
-def covering(every: list[Specialisation]) -> list[Specialisation]:
+def covering(every: list[Specialisation], *, with_blocks: bool) -> list[Specialisation]:
     """Few of them that have all features; those with most features that are still missing first."""
-    features = {this: frozenset(this.features()) for this in sorted(every, key=in_words)}
+    features = {this: frozenset(this.features(with_blocks=with_blocks)) for this in sorted(every, key=in_words)}
     missing = set().union(*features.values())
     chosen: list[Specialisation] = []
     while missing:
@@ -344,12 +343,12 @@ def compile_all(
 def recompilations(quick: bool) -> Iterator[str]:
     """Kernels that are compiled again for another batch size or number of problems although nothing else changed.
 
-    ``quick``: over a third of them.
+    ``quick``: over ``FEW_BATCHES``.
     """
     from triton_calls import FEW_AND_MANY, SIZES, WITH_KERNELS, launches_of, of_every_batch, without_data
 
     activate(TARGETS[0])
-    batches = BATCHES[::3] if quick else BATCHES
+    batches = FEW_BATCHES if quick else BATCHES
     with without_data():
         for name in WITH_KERNELS:
             for size in SIZES[name][::3]:
@@ -515,9 +514,7 @@ def check(options: argparse.Namespace) -> Iterator[str]:
     written = budget.read("triton")
     if options.quick:
         known = [this for this in every if str(this) in written["kernels"].get(this.name, ())]
-        chosen = list(
-            {this.name: this for this in sorted(known, key=lambda this: (this.flags, *in_words(this)))}.values()
-        )
+        chosen = covering(known, with_blocks=False)
         left_out = {this.name for this in every} - {this.name for this in chosen}
         yield from (f"nothing of {name} for float32 is in the budget" for name in sorted(left_out))
     elif options.all:
@@ -525,7 +522,7 @@ def check(options: argparse.Namespace) -> Iterator[str]:
         chosen = [this for this in every if this.name in wanted]
         yield from (f"there is no kernel {name}" for name in sorted(set(wanted) - {this.name for this in chosen}))
     else:
-        chosen = covering(every)
+        chosen = covering(every, with_blocks=True)
     targets = (90,) if options.quick else TARGETS
     against = None if options.all or options.write else written
     needs: budget.Needs = {}

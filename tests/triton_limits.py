@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+from test_triton_classes import batch
+
 from fairkernels.ops.samples import Maker, Sample
 from fairkernels.ops.triton_kernels import (
     class_order,
@@ -52,21 +54,34 @@ def limited(limit: str) -> Iterator[None]:
 
 
 def beyond_the_table() -> Iterator[tuple[str, Sample, str]]:
-    """Calls and limits by which ``make test`` reaches the kernels that those of the table do not."""
+    """Calls and limits by which ``make test`` reaches kernels, several programs and tails where the table does not."""
     make = Maker()
-
-    def batch(*shape: int, present: int | None = None) -> tuple:
-        return make.normal(*shape), make.classes(*shape[:-1], count=present or shape[-1])
-
-    few = Sample("few classes present", batch(7, 10, present=4))
-    yield "symmetry_loss", Sample("more samples than classes", batch(11, 9)), "longest row 8"
+    few = Sample("few classes present", batch(make, 7, 11, present=4))
     yield "symmetry_loss", few, "longest row 8"
-    yield "symmetry_loss", few, "many classes, sorted"
-    yield "symmetry_loss", few, "more classes than bins"
-    yield "symmetry_loss", Sample("divided", batch(19, 5)), "many samples"
-    yield "spectral_loss", Sample("kl", batch(2, 19, 5), {"surrogate": "kl"}), "many samples of few classes"
+    yield "symmetry_loss", Sample("more samples than classes", batch(make, 11, 9)), "longest row 8"
+    several = Sample("problems, few classes present", batch(make, 7, 11, 3, present=4))
+    yield "symmetry_loss", several, "many classes, sorted"
+    yield "symmetry_loss", several, "more classes than bins"
+    yield "symmetry_loss", Sample("more slots than a tile has", batch(make, 40, 45)), "many classes"
+    yield "symmetry_loss", Sample("problems", batch(make, 13, 7, 3)), "many classes"
+    yield "symmetry_loss", Sample("divided", batch(make, 19, 5)), "many samples"
+    yield (
+        "spectral_loss",
+        Sample("problems, kl", batch(make, 19, 5, 3), {"surrogate": "kl"}),
+        "many samples of few classes",
+    )
     weights = {"weight": make.uniform(3, 20), "label_smoothing": 0.1}
-    yield "fair_cross_entropy", Sample("weights, smoothing", batch(3, 9, 20), weights), "many classes"
-    yield "spectral_norm", Sample("wide", (make.uniform(3, 9, 12),)), "in the cache"
-    yield "spectral_norm", Sample("wide, start", (make.uniform(9, 12),), {"start": make.uniform(12)}), "large"
-    yield "spectral_norm", Sample("tall, power", (make.uniform(12, 9),), {"method": "power", "iters": 40}), "large"
+    yield "fair_cross_entropy", Sample("problems, weights, smoothing", batch(make, 9, 20, 3), weights), "many classes"
+    yield "spectral_norm", Sample("problems, wide", (make.uniform(3, 9, 12),)), "in the cache"
+    yield "spectral_norm", Sample("wide, start", (make.uniform(66, 70),), {"start": make.uniform(70)}), "large"
+    yield "spectral_norm", Sample("tall, power", (make.uniform(70, 66),), {"method": "power", "iters": 40}), "large"
+    # several problems of what a program does alone
+    yield "fair_cross_entropy", Sample("problems, few samples", batch(make, 4, 7, 3), {"spec_weight": 0.3}), ""
+    yield "spectral_norm", Sample("problems, wide", (make.uniform(3, 5, 12),)), ""
+    yield "symmetry_gap", Sample("problems", (make.uniform(3, 9, 9),)), ""
+    yield "symmetry_gap", Sample("problems, counts", (make.uniform(3, 9, 9), make.classes(3, 9, count=3).float())), ""
+    yield (
+        "confusion_counts",
+        Sample("problems", (make.classes(3, 70, count=80), make.classes(3, 70, count=79)), {"num_classes": 80}),
+        "",
+    )
