@@ -41,7 +41,7 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Of devices that are not there ``torch.manual_seed`` keeps each call for later, with its stack: 2 ms a test."""
+    """Of devices that are not there ``torch.manual_seed`` keeps each call for later, with its stack, slowly."""
     (torch if ON_GPU else torch.default_generator).manual_seed(0)
 
 

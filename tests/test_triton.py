@@ -10,7 +10,6 @@ import ctypes
 import re
 import sys
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
@@ -36,13 +35,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fairkernels
 from fairkernels.app.bench_rivals import handed_on
 from fairkernels.ops import dispatch, triton_kernels
-from fairkernels.ops.samples import Sample
 from fairkernels.ops.schema import OPERATORS
 
 pytest.importorskip("triton")
 
 import triton
-from test_triton_classes import CALLS, cases_of
 from triton_calls import (
     SIZES,
     WITH_KERNELS,
@@ -58,7 +55,7 @@ from triton_calls import (
 )
 from triton_limits import beyond_the_table, limited
 
-from fairkernels.ops.triton_kernels import class_order, class_rates, class_terms, launch
+from fairkernels.ops.triton_kernels import class_order, class_terms, launch
 
 INTERPRETED = triton_kernels.interpreted()
 on_the_host = pytest.mark.skipif(INTERPRETED, reason="nothing is run here; tested where kernels are not interpreted")
@@ -337,22 +334,11 @@ TAILS = {
 
 
 @on_the_host
-def test_every_kernel_is_tested_with_several_programs_and_ragged_tails():
-    """With one program, or blocks that are full, half the bugs are not seen. Of every form one launch has both."""
-    every, good = set(), set()
-    with without_data():
-        for name in WITH_KERNELS:
-            for s in calls(name, torch.float32):
-                every |= {form_of(this) for this in launches_of(name, operator_arguments(name, s))}
-        for this in launches_in_tests():
-            if prod(this.grid) >= 3 and is_ragged(this):
-                good.add(form_of(this))
-    assert every - good == set()
-
-
-@on_the_host
 def test_every_form_of_every_kernel_is_compared_by_make_test():
-    """Its forward by a test of values, its backward by one of gradients, of those that ``conftest`` chooses."""
+    """Its forward by a test of values, its backward by one of gradients, of those that ``conftest`` chooses.
+
+    With one program, or blocks that are full, half the bugs are not seen. Of every form one launch has both.
+    """
     compared = []
     with without_data():
         for name in WITH_KERNELS:
@@ -381,30 +367,6 @@ def compared_launches(name, s, values=True, gradients=True):
     if gradients and OPERATORS[name].differentiable:
         launches += backward(name, args, there.saved, there.results[0]).launches
     return launches
-
-
-def launches_in_tests():
-    """Those of most tests of values and gradients: of the table, of ``test_larger`` and ``test_triton_classes``."""
-    for name in WITH_KERNELS:
-        for s in [*samples(name), *larger(name), *larger(name, torch.float64)]:
-            if s.name == "long rows" and name != "trades_kl":
-                continue  # too slow for the interpreter
-            yield from launches_of(name, operator_arguments(name, s))
-            with patch.object(class_order, "MOST_COUNTED", -1):  # as test_triton_classes has it, and all that follows
-                yield from launches_of(name, operator_arguments(name, s))
-    predictions = torch.zeros(2, 3000, dtype=torch.int64)
-    s = Sample("many classes", (predictions, predictions), {"num_classes": 80})
-    yield from launches_of("confusion_counts", operator_arguments("confusion_counts", s))
-    short = dict.fromkeys(class_rates.LONGEST_ROW, 16)
-    with (
-        patch.object(class_terms, "fits_one_program", lambda *_: False),
-        patch.object(class_rates, "LONGEST_ROW", short),
-    ):
-        for (name, options), shape in product(CALLS, ("few classes present", "problems", "more samples than classes")):
-            for s in cases_of(name, options, shape, torch.float32):
-                yield from launches_of(name, operator_arguments(name, s))
-                with patch.object(class_order, "MOST_BINS", 4), patch.object(class_order, "MOST_COUNTED", -1):
-                    yield from launches_of(name, operator_arguments(name, s))
 
 
 def named_arguments(this):

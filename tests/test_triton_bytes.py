@@ -309,10 +309,8 @@ def seen(request) -> tuple[Traffic | Edge, list[Half]]:
 
 
 def each_of(calls):
-    marks = {False: (), True: pytest.mark.slow}
-    return pytest.mark.parametrize(
-        "seen", [pytest.param(c, id=str(c), marks=marks[c.slow]) for c in calls], indirect=True
-    )
+    cases = [pytest.param(call, id=str(call), marks=[pytest.mark.slow] if call.slow else []) for call in calls]
+    return pytest.mark.parametrize("seen", cases, indirect=True)
 
 
 every_call = each_of([*TRAFFIC, *EDGES])

@@ -42,6 +42,7 @@ BATCHES = (2, 3, 16, 17, 32, 48, 100, 128, 1000, 1024, 4096, 65_536)
 """Not 1: a batch of one sample may lie in memory as if there were no batch."""
 
 FEW_BATCHES = (17, 100, 128, 4096)
+"""Multiples of 16 and others, each of them twice, so that either may share a form."""
 
 FORMS = 6
 """How many forms (block sizes, numbers of warps) a kernel may take over all these batch sizes."""
