@@ -1,5 +1,7 @@
 """The spectral kernels and the symmetry gap on Triton: matrices of more than one program, however they are cut."""
 
+import itertools
+
 import pytest
 import torch
 from test_spectral import CONTRACT, F64, FAMILIES, normal, uniform
@@ -115,13 +117,14 @@ def test_a_start_of_any_stride(shape, beyond_registers):
 @pytest.mark.parametrize("method", ["locg", "power"])
 def test_steps_are_those_of_a_tile(method, monkeypatch):
     """The same iteration, step by step: what they give before they have converged."""
-    matrix = uniform(12, 9)
-    for iters in (0, 1, 2, 4):
-        alone = spectral.spectral_norm(matrix, None, method, iters, None)
+    tall, wide = uniform(12, 9), uniform(9, 12)
+    calls = ((tall, None), (tall, normal(9, seed=1)), (wide, normal(12, seed=1)))
+    for (matrix, start), iters in itertools.product(calls, (0, 1, 2, 4)):
+        alone = spectral.spectral_norm(matrix, start, method, iters, None)
         with monkeypatch.context() as context:
             for place in ("fits_registers", "fits_cache"):
                 context.setattr(spectral, place, lambda _: False)
-                steps = spectral.leading_pair(matrix, None, method, iters, None, True)
+                steps = spectral.leading_pair(matrix, start, method, iters, None, True)
                 torch.testing.assert_close(steps, alone, rtol=1e-9, atol=1e-9)
 
 
